@@ -1,0 +1,81 @@
+"""How a table lies on disk: Zarr v3, one group per UTM zone, which xarray opens.
+
+    TABLE/manifest.json           sources, years, coverage, licence and credit; SHA-256 of every other file
+    TABLE/zarr.json
+    TABLE/utm16n/codes            int8 [year, y, x, band], chunks 1 x 64 x 64 x 64 in shards of 512 x 512, zstd + crc32c
+    TABLE/utm16n/year, y, x, band coordinates; y and x are cell centres in metres, y falling
+    TABLE/utm16n/spatial_ref      CRS and GeoTransform, after the CF convention as rioxarray reads it
+
+Cells are squares of `spacing_m` whose edges lie on multiples of it from the UTM origin. A shard without any vector has
+no file. Another year appends along the first axis; another zone is another group.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fusar_edge.anchors.codes import BANDS, NODATA
+from fusar_edge.anchors.sources import Cells
+from fusar_edge.anchors.zones import epsg_from_zone
+
+FORMAT = "fusar-edge anchors 1"
+CHUNK = 64
+"""Cells along a chunk's side: 256 KiB decoded."""
+SHARD = 512
+"""Cells along the side of a shard, which is one file."""
+
+
+def create_root(folder: Path, spacing_m: int, zones: list[str]) -> Any:
+    """A new zarr.Group in `folder`. Zones are listed, since zarr warns of the manifest when it lists the folder."""
+    import zarr
+
+    attributes = {"format": FORMAT, "spacing_m": spacing_m, "zones": zones}
+    return zarr.create_group(folder, zarr_format=3, attributes=attributes, overwrite=True)
+
+
+def create_zone(root: Any, zone: str, cells: Cells, years: list[int], spacing_m: int) -> Any:
+    """The empty group of a zone, with its coordinates; returns the zarr.Array of codes."""
+    import pyproj
+    from zarr.codecs import Crc32cCodec, ZstdCodec
+
+    west, north = cells.col0 * spacing_m, cells.row1 * spacing_m
+    rows, cols = cells.row1 - cells.row0, cells.col1 - cells.col0
+    group = root.create_group(zone, attributes={"proj:code": f"EPSG:{epsg_from_zone(zone)}"})
+    coordinates = {
+        "year": np.array(years, dtype=np.int32),
+        "y": north - spacing_m * (np.arange(rows) + 0.5),
+        "x": west + spacing_m * (np.arange(cols) + 0.5),
+        "band": np.arange(BANDS, dtype=np.int16),
+    }
+    for name, values in coordinates.items():
+        group.create_array(name, data=values, chunks=values.shape, dimension_names=(name,), compressors=Crc32cCodec())
+    transform = f"{west} {spacing_m} 0 {north} 0 {-spacing_m}"
+    reference = group.create_array(
+        "spatial_ref",
+        shape=(),
+        dtype="int32",
+        attributes={
+            "crs_wkt": pyproj.CRS.from_epsg(epsg_from_zone(zone)).to_wkt("WKT1_GDAL"),
+            "GeoTransform": transform,
+        },
+    )
+    reference[...] = epsg_from_zone(zone)
+    return group.create_array(
+        "codes",
+        shape=(len(years), rows, cols, BANDS),
+        dtype="int8",
+        chunks=(1, CHUNK, CHUNK, BANDS),
+        shards=(1, SHARD, SHARD, BANDS),
+        compressors=[ZstdCodec(level=3), Crc32cCodec()],
+        fill_value=NODATA,
+        dimension_names=("year", "y", "x", "band"),
+        attributes={"grid_mapping": "spatial_ref", "dequantise": "sign(v) (v / 127.5)^2; -128 is no vector"},
+    )
+
+
+def shard_file(zone: str, year_index: int, shard_row: int, shard_col: int) -> str:
+    """Path of a shard below the table, as the manifest lists it."""
+    return f"{zone}/codes/c/{year_index}/{shard_row}/{shard_col}/0"

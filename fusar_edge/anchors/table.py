@@ -1,0 +1,212 @@
+"""Looks up anchors in a table: longitude and latitude in, codes and mask out."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fusar_edge.anchors.cache import Chunk, ChunkCache
+from fusar_edge.anchors.codes import BANDS, NODATA, vectors_from_codes
+from fusar_edge.anchors.layout import CHUNK, FORMAT, SHARD, shard_file
+from fusar_edge.anchors.zones import central_meridian, projection
+from fusar_edge.errors import AnchorError
+from fusar_edge.manifest import Manifest, read_manifest, sha256_file
+
+REASONS = ("outside", "no_year", "masked", "found")
+"""What became of a node, the later one winning where several zones hold it."""
+OUTSIDE, NO_YEAR, MASKED, FOUND = range(4)
+ZONE_REACH_DEG = 9.0
+"""How far from a zone's central meridian its cells are looked for: its own 3 degrees and its neighbours'."""
+_PER_SHARD = SHARD // CHUNK
+_EMPTY = np.full((CHUNK * CHUNK, BANDS), NODATA, dtype=np.int8)
+
+
+@dataclass(frozen=True)
+class Anchors:
+    """The anchors of S nodes."""
+
+    codes: npt.NDArray[np.int8]
+    """[S, 64]; NODATA in every band where mask is False."""
+    mask: npt.NDArray[np.bool_]
+    """[S], True where there is a vector."""
+    counts: dict[str, int]
+    """Nodes by reason: found, masked (sea, or not built), outside (the table's area), no_year. They sum to S."""
+
+    def vectors(self) -> npt.NDArray[np.float32]:
+        """[S, 64], of length 1 within int8's rounding; 0 where mask is False."""
+        return vectors_from_codes(self.codes)
+
+
+@dataclass(frozen=True)
+class Zone:
+    """One group of a table."""
+
+    name: str
+    years: tuple[int, ...]
+    west: float
+    north: float
+    rows: int
+    cols: int
+    array: Any
+    """zarr.Array, int8 [year, y, x, band]."""
+
+
+class AnchorTable:
+    """A table opened for reading. Safe between threads; `AnchorTable.open` makes it."""
+
+    def __init__(self, path: Path, manifest: Manifest, spacing_m: int, zones: list[Zone], cache_bytes: int) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.spacing_m = spacing_m
+        self.zones = zones
+        self.cache = ChunkCache(cache_bytes)
+
+    @classmethod
+    def open(cls, path: Path | str, *, cache_bytes: int = 64 << 20) -> AnchorTable:
+        """Open a table that `build_table` made. The small files are compared with the manifest's hashes now, chunks
+        with their crc32c when they are read. `cache_bytes`: memory for decoded chunks (256 KiB each).
+
+        Raises AnchorError for what is no table, and for a file that is missing or changed.
+        """
+        import zarr
+
+        path = Path(path)
+        manifest = read_manifest(path, AnchorError)
+        if manifest.stage != "anchors" or manifest.settings.get("format") != FORMAT:
+            raise AnchorError(
+                f"{path} is no anchor table of the format {FORMAT!r}: build it with `fusar-edge anchors build`"
+            )
+        check_small_files(path, manifest)
+        root = zarr.open_group(path, mode="r", zarr_format=3)
+        spacing_m = int(str(root.attrs["spacing_m"]))
+        names: Any = root.attrs["zones"]
+        groups = [(name, root[name]) for name in names]
+        zones = [_open_zone(name, group, spacing_m) for name, group in groups]
+        return cls(path, manifest, spacing_m, zones, cache_bytes)
+
+    @property
+    def years(self) -> list[int]:
+        return sorted({year for zone in self.zones for year in zone.years})
+
+    def lookup(self, lon: npt.ArrayLike, lat: npt.ArrayLike, year: int | None = None) -> Anchors:
+        """The cell that each node lies in. lon, lat: [S] degrees, WGS 84. year None: the latest of each zone.
+
+        Nothing missing raises: it is mask 0 with a counted reason. A damaged or missing shard raises AnchorError.
+        """
+        lon_deg, lat_deg = np.atleast_1d(np.asarray(lon, np.float64)), np.atleast_1d(np.asarray(lat, np.float64))
+        if lon_deg.ndim != 1 or lon_deg.shape != lat_deg.shape:
+            raise AnchorError(f"lon {lon_deg.shape} and lat {lat_deg.shape}: give two arrays [S] of the same length")
+        codes = np.full((lon_deg.size, BANDS), NODATA, dtype=np.int8)
+        reasons = np.zeros(lon_deg.size, dtype=np.int8)
+        for zone in self.zones:
+            self._lookup_zone(zone, lon_deg, lat_deg, year, codes, reasons)
+        counts = np.bincount(reasons, minlength=len(REASONS)).tolist()
+        return Anchors(codes, reasons == FOUND, dict(zip(REASONS, counts, strict=True)))
+
+    def _lookup_zone(
+        self,
+        zone: Zone,
+        lon: npt.NDArray[np.float64],
+        lat: npt.NDArray[np.float64],
+        year: int | None,
+        codes: npt.NDArray[np.int8],
+        reasons: npt.NDArray[np.int8],
+    ) -> None:
+        """Fill in the nodes that this zone holds and that are not found yet."""
+        with np.errstate(invalid="ignore"):  # an infinite longitude is outside
+            from_meridian = (lon - central_meridian(zone.name) + 180.0) % 360.0 - 180.0
+        near = np.flatnonzero((np.abs(from_meridian) <= ZONE_REACH_DEG) & (np.abs(lat) <= 90) & (reasons != FOUND))
+        if not near.size:
+            return
+        x, y = projection(zone.name).transform(lon[near], lat[near])
+        col, row = np.floor((x - zone.west) / self.spacing_m), np.floor((zone.north - y) / self.spacing_m)
+        inside = (row >= 0) & (row < zone.rows) & (col >= 0) & (col < zone.cols)
+        near = near[inside]
+        wanted = zone.years[-1] if year is None else year
+        if wanted not in zone.years:
+            reasons[near] = np.maximum(reasons[near], NO_YEAR)
+            return
+        got = self._codes_at(zone, zone.years.index(wanted), row[inside].astype(np.int64), col[inside].astype(np.int64))
+        found = got[:, 0] != NODATA
+        codes[near[found]] = got[found]
+        reasons[near] = np.where(found, FOUND, MASKED)
+
+    def _codes_at(
+        self, zone: Zone, year_index: int, row: npt.NDArray[np.int64], col: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.int8]:
+        """[n, 64]: nodes are sorted by chunk, and each chunk is asked once."""
+        chunks_across = -(-zone.cols // CHUNK)
+        chunk = row // CHUNK * chunks_across + col // CHUNK
+        within = row % CHUNK * CHUNK + col % CHUNK
+        order = np.argsort(chunk, kind="stable")
+        ordered = chunk[order]
+        starts = np.flatnonzero(np.diff(ordered, prepend=-1))
+        keys = [(zone.name, year_index, *divmod(c, chunks_across)) for c in ordered[starts].tolist()]
+        codes = np.empty((row.size, BANDS), dtype=np.int8)
+        ends = [*starts[1:].tolist(), row.size]
+        for start, end, values in zip(starts.tolist(), ends, self._chunks(zone, keys), strict=True):
+            nodes = order[start:end]
+            codes[nodes] = values[within[nodes]]
+        return codes
+
+    def _chunks(self, zone: Zone, keys: list[tuple[str, int, int, int]]) -> list[Chunk]:
+        """Each int8 [64 * 64, 64]; what the cache lacks is read shard by shard, in one call for each."""
+        chunks = self.cache.get_many(keys)
+        missing = defaultdict(list)
+        for index, (key, chunk) in enumerate(zip(keys, chunks, strict=True)):
+            if chunk is None:
+                missing[key[1], key[2] // _PER_SHARD, key[3] // _PER_SHARD].append(index)
+        for shard, indices in missing.items():
+            if shard_file(zone.name, *shard) not in self.manifest.files:  # built without any vector
+                for index in indices:
+                    chunks[index] = _EMPTY
+                continue
+            for index, chunk in zip(indices, self._read(zone, shard, [keys[i] for i in indices]), strict=True):
+                chunks[index] = chunk
+                self.cache.put(keys[index], chunk)
+        return [chunk for chunk in chunks if chunk is not None]
+
+    def _read(self, zone: Zone, shard: tuple[int, int, int], keys: list[tuple[str, int, int, int]]) -> list[Chunk]:
+        """Read the box around some chunks of one shard from disk."""
+        rows, cols = [key[2] for key in keys], [key[3] for key in keys]
+        top, left = min(rows), min(cols)
+        box = (slice(top * CHUNK, (max(rows) + 1) * CHUNK), slice(left * CHUNK, (max(cols) + 1) * CHUNK))
+        block = read_codes(self.path, zone, shard, box)
+        full = np.full(((max(rows) + 1 - top) * CHUNK, (max(cols) + 1 - left) * CHUNK, BANDS), NODATA, dtype=np.int8)
+        full[: block.shape[0], : block.shape[1]] = block  # the last chunks reach over the array's edge
+        corners = [((row - top) * CHUNK, (col - left) * CHUNK) for row, col in zip(rows, cols, strict=True)]
+        return [full[r : r + CHUNK, c : c + CHUNK].reshape(CHUNK * CHUNK, BANDS).copy() for r, c in corners]
+
+
+def read_codes(table: Path, zone: Zone, shard: tuple[int, int, int], box: tuple[slice, slice]) -> npt.NDArray[np.int8]:
+    """Decode a box that lies in one shard; AnchorError naming the shard where a checksum fails or the file is gone."""
+    file = table / shard_file(zone.name, *shard)
+    if not file.is_file():
+        raise AnchorError(f"{file} is missing: the manifest lists it; copy the table again")
+    try:
+        return np.asarray(zone.array[shard[0], box[0], box[1]])
+    except Exception as problem:  # zarr's codecs raise ValueError, RuntimeError and others for damaged bytes
+        raise AnchorError(f"{file} is damaged ({problem}); copy the table again or rebuild it") from None
+
+
+def check_small_files(table: Path, manifest: Manifest) -> None:
+    """Compare metadata and coordinates with the manifest's hashes. AnchorError names the file."""
+    for name, expected in manifest.files.items():
+        if "/codes/c/" in name:
+            continue
+        if not (table / name).is_file():
+            raise AnchorError(f"{table / name} is missing: the manifest lists it; copy the table again")
+        if sha256_file(table / name) != expected:
+            raise AnchorError(f"{table / name} was changed: its SHA-256 is not the manifest's; copy the table again")
+
+
+def _open_zone(name: str, group: Any, spacing_m: int) -> Zone:
+    array = group["codes"]
+    west, north = float(group["x"][0]) - spacing_m / 2, float(group["y"][0]) + spacing_m / 2
+    years = tuple(int(year) for year in group["year"][:])
+    return Zone(name, years, west, north, array.shape[1], array.shape[2], array)

@@ -1,0 +1,213 @@
+"""Explicit symmetric Q/DQ: FP32 ONNX graph + ranges -> INT8 ONNX graph for TensorRT 8.6 to 11 and ONNX Runtime.
+
+Weights are stored as INT8 and dequantised per output channel; the activation in front of a linear passes a
+QuantizeLinear / DequantizeLinear pair per tensor scale. Everything else stays as it was: softmax, norms, the products inside
+attention, and biases (TensorRT refuses INT32 biases behind DequantizeLinear).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fusar_edge.errors import RecipeError
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+SMALLEST_WIDTH = 16
+"""A MatMul with a constant narrower than this is no layer but geometry (rotary angles)."""
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A node that multiplies an activation by a constant weight."""
+
+    name: str
+    """Node name; what the patterns of a recipe are matched with."""
+    op: str
+    activation: str
+    weight: str
+    axis: int
+    """Axis of the weight that runs over output channels."""
+
+
+def linears(model: ModelProto) -> list[Linear]:
+    """MatMul and Gemm whose second input is a constant matrix, and Conv with a constant kernel, in graph order."""
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    found = []
+    for node in model.graph.node:
+        if node.op_type not in ("MatMul", "Gemm", "Conv") or node.input[1] not in shapes or node.input[0] in shapes:
+            continue
+        shape = shapes[node.input[1]]
+        if node.op_type != "Conv" and (len(shape) != 2 or min(shape) < SMALLEST_WIDTH):
+            continue
+        rows = node.op_type == "Conv" or any(a.name == "transB" and a.i for a in node.attribute)
+        found.append(Linear(node.name, node.op_type, node.input[0], node.input[1], 0 if rows else 1))
+    return found
+
+
+def kept_layers(layers: list[Linear], keep: Mapping[str, str], names: str) -> dict[str, str]:
+    """Layer name -> reason, for the layers that the recipe keeps in higher precision.
+
+    Raises RecipeError when one pattern matches everything: `names` says whose layers these are.
+    """
+    kept = {}
+    for layer in layers:
+        for pattern, reason in keep.items():
+            if fnmatchcase(layer.name, pattern):
+                kept[layer.name] = reason
+                break
+    if layers and len(kept) == len(layers):
+        raise RecipeError(f"[keep] keeps all {len(layers)} layers of {names}: nothing is left to become INT8")
+    return kept
+
+
+def reaches(model: ModelProto, name: str) -> set[str]:
+    """Names of all tensors that depend on tensor `name`, itself included."""
+    seen = {name}
+    for node in model.graph.node:  # ONNX keeps nodes in topological order
+        if seen & set(node.input):
+            seen |= set(node.output)
+    return seen
+
+
+def int8_weight(weight: npt.NDArray[np.float32], axis: int) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
+    """Symmetric codes in -127..127 and the scale of each channel along `axis`; a channel of zeros has scale 1."""
+    others = tuple(i for i in range(weight.ndim) if i != axis)
+    largest = np.abs(weight).max(axis=others)
+    scale = np.where(largest > 0, largest / 127, 1).astype(np.float32)
+    shape = [-1 if i == axis else 1 for i in range(weight.ndim)]
+    codes = np.clip(np.rint(weight / scale.reshape(shape)), -127, 127).astype(np.int8)
+    return codes, scale
+
+
+def quantised(model: ModelProto, layers: list[Linear], ranges: Mapping[str, float]) -> ModelProto:
+    """A copy of `model` with Q/DQ around `layers`. `ranges`: activation name -> |x| that becomes 127."""
+    import onnx
+
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    writer = _Writer(result, ranges)
+    chosen = {layer.name: layer for layer in layers}
+    nodes = []
+    for node in result.graph.node:
+        layer = chosen.get(node.name)
+        if layer is not None:
+            node.input[0] = writer.activation(layer)
+            node.input[1] = writer.weight(layer.weight, layer.axis)
+        nodes += [*writer.take(), node]
+    del result.graph.node[:]
+    result.graph.node.extend(nodes)
+    _drop_unused_initialisers(result)
+    onnx.checker.check_model(result, full_check=False)
+    return result
+
+
+class _Writer:
+    """Makes each constant and node once; nodes wait in `take` until their first consumer is placed."""
+
+    def __init__(self, model: ModelProto, ranges: Mapping[str, float]) -> None:
+        self.graph, self.ranges = model.graph, ranges
+        self.constants = {tensor.name: tensor for tensor in model.graph.initializer}
+        self.done: dict[tuple[str, int], str] = {}
+        self.pending: list[Any] = []
+
+    def take(self) -> list[Any]:
+        nodes, self.pending = self.pending, []
+        return nodes
+
+    def activation(self, layer: Linear) -> str:
+        """A Q/DQ pair per layer, also where layers read one tensor, each with a zero point of its own.
+
+        ONNX Runtime 1.32 fuses a MatMul only where its QuantizeLinear has no other reader (13 of 43 linears of the tiny
+        decoder with a shared one, 43 of 43 with this), and it merges pairs that are equal to the name of the constants.
+        TensorRT merges them itself.
+        """
+        from onnx import helper
+
+        scale = f"{layer.activation}_scale"
+        if (scale, -1) not in self.done:
+            self.done[scale, -1] = self._constant(scale, np.float32(self.ranges[layer.activation] / 127))
+        zero = self._constant(f"{layer.name}_input_zero", np.int8(0))
+        codes, result = f"{layer.name}_input_int8", f"{layer.name}_input"
+        self.pending += [
+            helper.make_node("QuantizeLinear", [layer.activation, scale, zero], [codes], f"{layer.name}_quantise"),
+            helper.make_node("DequantizeLinear", [codes, scale, zero], [result], f"{layer.name}_dequantise"),
+        ]
+        return result
+
+    def weight(self, name: str, axis: int) -> str:
+        from onnx import helper, numpy_helper
+
+        if (name, axis) not in self.done:
+            codes, scale = int8_weight(numpy_helper.to_array(self.constants[name]), axis)
+            base = f"{name}_axis{axis}"
+            inputs = [
+                self._constant(f"{base}_int8", codes),
+                self._constant(f"{base}_scale", scale),
+                self._constant(f"{base}_zero", np.zeros_like(scale, np.int8)),
+            ]
+            node = helper.make_node(
+                "DequantizeLinear", inputs, [f"{base}_dequantised"], f"{base}_dequantise", axis=axis
+            )
+            self.pending.append(node)
+            self.done[name, axis] = f"{base}_dequantised"
+        return self.done[name, axis]
+
+    def _constant(self, name: str, value: Any) -> str:
+        from onnx import numpy_helper
+
+        self.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
+        return name
+
+
+def half_embeddings(model: ModelProto) -> list[str]:
+    """Store in FP16 the float tables that are read by Gather alone, in place; a Cast follows each Gather.
+
+    Rows of an INT8 table cannot be gathered: TensorRT allows an INT8 constant in front of DequantizeLinear only, and
+    DequantizeLinear before Gather makes ONNX Runtime expand the whole table at each step (0.22 ms for 6000 x 256).
+    Returns the names of the tables.
+    """
+    from onnx import TensorProto, helper, numpy_helper
+
+    readers: dict[str, list[Any]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    tables = []
+    for tensor in model.graph.initializer:
+        users = readers.get(tensor.name, [])
+        wide = len(tensor.dims) == 2 and min(tensor.dims) >= SMALLEST_WIDTH and tensor.data_type == TensorProto.FLOAT
+        if not wide or not users or any(n.op_type != "Gather" or n.input[0] != tensor.name for n in users):
+            continue
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), tensor.name))
+        for node in users:
+            place = list(model.graph.node).index(node) + 1
+            half = f"{node.output[0]}_half"
+            cast = helper.make_node("Cast", [half], [node.output[0]], f"{node.name}_float", to=TensorProto.FLOAT)
+            node.output[0] = half
+            model.graph.node.insert(place, cast)
+        tables.append(tensor.name)
+    return tables
+
+
+def _drop_unused_initialisers(model: ModelProto) -> None:
+    used = {name for node in model.graph.node for name in node.input} | {value.name for value in model.graph.output}
+    kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
+
+
+def save_graph(model: ModelProto, path: Path, largest_bytes: int = 1_800_000_000) -> None:
+    """Write the graph; weights go to `NAME.onnx.data` beside it where one protobuf file cannot hold them (2 GB)."""
+    import onnx
+
+    large = model.ByteSize() > largest_bytes
+    onnx.save(model, path, save_as_external_data=large, location=f"{path.name}.data" if large else None)

@@ -1,0 +1,134 @@
+"""What the graphs are calibrated and compared on: tiles with a question, its reference answer and anchors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fusar_edge.anchors.per_image import read_anchor_file
+from fusar_edge.calib.graphs import GraphFolder
+from fusar_edge.data.triplets import Triplet, triplets_by_image
+from fusar_edge.errors import DataError
+from fusar_edge.runtime.backend import Backend, Floats, Int32
+from fusar_edge.runtime.bundle import TOKENIZER, Prompts
+from fusar_edge.runtime.generate import Prefix
+from fusar_edge.runtime.tokenizer import Tokenizer
+from fusar_edge.sar.image import Grey, grey_from_file, resized
+
+HELD_OUT = 16
+"""Images at most on which INT8 is compared with FP32; no range is taken from them."""
+SINGLE_STEPS = 8
+"""Answer tokens that are fed one by one, as in decoding; the rest of a longer answer follows in one run."""
+
+Feeds = dict[str, npt.NDArray[Any]]
+
+
+def split_samples(triplets: list[Triplet], count: int, seed: int) -> tuple[list[Triplet], list[Triplet]]:
+    """(for the ranges, held out): one question per image, the tasks in turn; no image is in both.
+
+    With fewer images than asked for, a fifth (at least one) is held out and the rest gives the ranges.
+    Raises DataError for fewer than two images.
+    """
+    groups = list(triplets_by_image(triplets).values())
+    if len(groups) < 2:
+        raise DataError(f"{len(groups)} image in the manifest: calibration needs 2 or more, one of them to compare on")
+    order = np.random.default_rng(seed).permutation(len(groups))
+    picked = [groups[k][turn % len(groups[k])] for turn, k in enumerate(order)]
+    held = min(HELD_OUT, max(1, len(picked) // 5))
+    return picked[held : held + count], picked[:held]
+
+
+@dataclass(frozen=True)
+class StepInput:
+    """One run of the decoder, but for visual tokens and cache."""
+
+    input_ids: Int32
+    """[1, N]."""
+    visual_index: Int32
+    position_ids: Int32
+    """[3, 1, N]."""
+
+
+class SampleReader:
+    """Turns triplets into inputs of the two graphs."""
+
+    def __init__(self, graphs: GraphFolder) -> None:
+        self.graphs, self.settings = graphs, graphs.settings
+        self.tokenizer = Tokenizer(graphs.path / TOKENIZER)
+        self.prompts = Prompts()
+        before, after = (self.tokenizer.encode(p) for p in (self.prompts.before_image, self.prompts.after_image))
+        self.prefix = Prefix(tuple(before), self.settings.cells, self.settings.image_token_id, tuple(after))
+        self._greys: dict[Path, Grey] = {}
+
+    def vision_feeds(self, sample: Triplet) -> list[Feeds]:
+        """The image with its anchors, where it has any, and without; the last one is the image as deployed."""
+        plain = {
+            "pixels": self._grey(sample.image)[None, None].astype(np.float32, copy=False),
+            "anchors": np.zeros((1, 1, 64), np.float32),
+            "anchor_positions": np.zeros((1, 1, 2), np.float32),
+            "anchor_mask": np.zeros((1, 1), np.float32),
+        }
+        if sample.aef is None:
+            return [plain]
+        features, positions = read_anchor_file(sample.aef)
+        mask = np.ones((1, len(features)), np.float32)
+        seen = {"anchors": features[None], "anchor_positions": positions[None], "anchor_mask": mask}
+        return [plain, plain | seen]
+
+    def _grey(self, path: Path) -> Grey:
+        """Read once: a few hundred small images are visited several times."""
+        if path not in self._greys:
+            self._greys[path] = resized(grey_from_file(path, self.graphs.radiometry), self.settings.image_size)
+        return self._greys[path]
+
+    def steps(self, sample: Triplet, single: int = SINGLE_STEPS) -> list[StepInput]:
+        """The prompt in one run, then the reference answer: `single` tokens one by one, what is left in one run.
+
+        An answer that does not fit the context is cut; raises DataError where the question does not.
+        """
+        question = self.tokenizer.encode_plain(sample.question) + self.tokenizer.encode(self.prompts.after_question)
+        prompt = [*self.prefix.ids.tolist(), *question]
+        room = self.settings.context_tokens - len(prompt)
+        if room < 1:
+            raise DataError(
+                f"{sample.image}: its question leaves no room in a context of {self.settings.context_tokens}"
+            )
+        answer = self.tokenizer.encode_plain(sample.answer)[:room]
+        ids = np.array([*prompt, *answer], np.int32)
+        index = np.full(len(ids), -1, np.int32)
+        index[: len(self.prefix)] = self.prefix.visual_index
+        positions = self.prefix.positions(len(ids))
+        cuts = [0, *range(len(prompt), min(len(ids), len(prompt) + single)), len(ids)]
+        spans = [slice(a, b) for a, b in zip(cuts, cuts[1:], strict=False) if b > a]
+        return [StepInput(ids[s][None], index[s][None], positions[:, None, s]) for s in spans]
+
+    def decoder_feeds(self, backend: Backend, sample: Triplet) -> Iterator[Feeds]:
+        """What the decoder is fed while the FP32 `backend` answers as the reference does; `past` is valid until next."""
+        seen = self.vision_feeds(sample)[-1]
+        visual = vision_tokens(backend, seen)
+        cache: Any = backend.new_cache(self.settings.context_tokens)
+        for step in self.steps(sample):
+            yield {
+                "input_ids": step.input_ids,
+                "visual_tokens": visual,
+                "visual_index": step.visual_index,
+                "position_ids": step.position_ids,
+                "past": cache.past(),
+            }
+            backend.step(cache, step.input_ids, visual, step.visual_index, step.position_ids)
+
+
+def vision_tokens(backend: Backend, feed: Feeds) -> Floats:
+    """[1, T, C]."""
+    return backend.vision(feed["pixels"], feed["anchors"], feed["anchor_positions"], feed["anchor_mask"])
+
+
+def sample_files(samples: list[Triplet]) -> list[Path]:
+    """Images and anchor files, each once, in order."""
+    paths = [p for s in samples for p in (s.image, s.aef) if p is not None]
+    return list(dict.fromkeys(paths))

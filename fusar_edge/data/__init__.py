@@ -1,0 +1,1 @@
+"""Triplet manifests, task prompts and answers, dataset converters, the scene simulator."""

@@ -1,0 +1,63 @@
+"""Folder of graphs + device spec -> sealed bundle."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import msgspec
+
+from fusar_edge.calib.graphs import GraphFolder, open_graphs
+from fusar_edge.errors import EdgeError, InputError
+from fusar_edge.manifest import FILENAME, Manifest, check_output, output_folder, package_versions, sha256_file
+from fusar_edge.recipes import load_recipe
+from fusar_edge.runtime.bundle import DECODER, VISION, BundleSettings, seal_bundle
+from fusar_edge.runtime.ort import open_ort
+from fusar_edge.specs import EngineSpec
+
+
+def build(spec_name: str, onnx_dir: Path, out: Path, *, force: bool = False) -> Manifest:
+    """Make the bundle `out` for one device from the folder that `calibrate` (INT8) or `export` (FP32) made.
+
+    The engine that will run it opens it once before it is published. Raises InputError for a folder that does not fit
+    the spec, EdgeError for an engine that this version does not build.
+    """
+    spec, text = load_recipe("engines", spec_name, EngineSpec)
+    check_output(out, force)
+    if spec.engine != "onnxruntime":
+        raise EdgeError(
+            f"spec {spec.name}: engine {spec.engine!r} is not built by this version; the TensorRT builder comes with "
+            'issue 4. A bundle for ONNX Runtime: give a spec with engine = "onnxruntime", such as `cpu`'
+        )
+    graphs = open_graphs(onnx_dir)
+    settings = bundle_settings(graphs, spec)
+    with output_folder(out, force=force) as work:
+        shutil.copytree(graphs.path, work, dirs_exist_ok=True, ignore=shutil.ignore_patterns(FILENAME))
+        manifest = seal_bundle(
+            work,
+            settings,
+            radiometry=graphs.radiometry,
+            recipe=text,
+            inputs={name: sha256_file(graphs.path / name) for name in (VISION, DECODER, FILENAME)},
+            figures=graphs.manifest.figures,
+            packages=package_versions("onnxruntime", "numpy"),
+        )
+        open_ort(graphs.bundle(work), spec.threads)
+    return manifest
+
+
+def bundle_settings(graphs: GraphFolder, spec: EngineSpec) -> BundleSettings:
+    """The graphs' settings with what the device decides: engine, cache, tile."""
+    used = graphs.settings.cells**2
+    if spec.cache_tokens <= used:
+        raise InputError(
+            f"spec {spec.name}: cache_tokens is {spec.cache_tokens}, but an image of {graphs.path} alone is {used} "
+            "tokens; give more, for the prompt and the answer too"
+        )
+    return msgspec.structs.replace(
+        graphs.settings,
+        engine=spec.engine,
+        context_tokens=spec.cache_tokens,
+        tile_px=spec.tile_px,
+        overlap_px=spec.overlap_px,
+    )

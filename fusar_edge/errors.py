@@ -1,0 +1,64 @@
+"""Every error that fusar-edge raises on purpose.
+
+    EdgeError                    exit code 1
+    ├── InputError               exit code 2: what the user gave cannot be used
+    │   ├── RecipeError          a recipe or spec: unknown key, wrong value, not found
+    │   ├── DataError            a triplet manifest line, an image, an annotation
+    │   ├── SceneError           a SAR product that cannot be read or located
+    │   ├── AnchorError          an AlphaEarth source, table or per-image file
+    │   ├── CheckpointError      a checkpoint folder
+    │   ├── BundleError          a bundle: missing, changed or unsupported file
+    │   └── OutputExistsError    the output is there and --force was not given
+    ├── MissingExtraError        exit code 2: a package of an extra is not installed
+    └── GateError                exit code 1: parity or accuracy below its bound; nothing was written
+
+A message says what was given, what is allowed and what to do, and names the file.
+"""
+
+from __future__ import annotations
+
+
+class EdgeError(Exception):
+    """Root of the tree."""
+
+    exit_code = 1
+
+
+class InputError(EdgeError):
+    exit_code = 2
+
+
+class RecipeError(InputError):
+    pass
+
+
+class DataError(InputError):
+    pass
+
+
+class SceneError(InputError):
+    pass
+
+
+class AnchorError(InputError):
+    pass
+
+
+class CheckpointError(InputError):
+    pass
+
+
+class BundleError(InputError):
+    pass
+
+
+class OutputExistsError(InputError):
+    pass
+
+
+class MissingExtraError(EdgeError):
+    exit_code = 2
+
+
+class GateError(EdgeError):
+    pass

@@ -1,0 +1,1 @@
+"""Task metrics, the same for a checkpoint and for a bundle of any precision."""

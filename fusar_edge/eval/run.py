@@ -1,0 +1,126 @@
+"""`fusar-edge eval`: asks a bundle or a checkpoint every question of a manifest and measures the answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusar_edge.data.tasks import TASKS
+from fusar_edge.data.triplets import Triplet, read_triplets, triplets_by_image
+from fusar_edge.errors import DataError, InputError
+from fusar_edge.eval.metrics import Scored, task_metrics
+from fusar_edge.manifest import FILENAME, check_output, output_file, package_versions, read_manifest, sha256_file
+from fusar_edge.runtime.bundle import bundle_path, open_bundle
+from fusar_edge.runtime.session import Session
+from fusar_edge.sar.image import grey_from_file, resized
+
+Progress = Callable[[int, int, str], None]
+
+
+class _ImageAnchors:
+    """The per-image anchors of a manifest, in the form that a session takes; all of them count."""
+
+    def __init__(self, features: NDArray[np.float32]) -> None:
+        self.features = features
+        self.mask = np.ones(len(features), bool)
+
+    def vectors(self) -> NDArray[np.float32]:
+        return self.features
+
+
+def open_session(target: str, threads: int = 0) -> Session:
+    """A session on a bundle (folder or `default`) or on a checkpoint folder (needs the extra `workshop`)."""
+    folder = Path(target)
+    if target != "default" and (folder / FILENAME).is_file() and read_manifest(folder, InputError).stage != "build":
+        from fusar_edge.eval.checkpoint_session import open_checkpoint_session
+
+        return open_checkpoint_session(folder)
+    return Session(open_bundle(bundle_path(target)), threads)
+
+
+def _selected(data: Path, tasks: Sequence[str], images: int | None) -> dict[Path, list[Triplet]]:
+    unknown = [t for t in tasks if t not in TASKS]
+    if unknown:
+        raise InputError(f"--task {', '.join(unknown)}: allowed are {', '.join(TASKS)}")
+    rows = [t for t in read_triplets(data) if t.task and (not tasks or t.task in tasks)]
+    if not rows:
+        raise DataError(f"{data}: no record with a known task{' of ' + ', '.join(tasks) if tasks else ''}")
+    groups = triplets_by_image(rows)
+    return dict(list(groups.items())[:images])
+
+
+def _asked_image(session: Session, image: Path, triplets: list[Triplet]) -> list[Scored]:
+    grey = resized(grey_from_file(image, session.bundle.radiometry), session.bundle.settings.image_size)
+    aef = triplets[0].aef
+    if aef is None:
+        session.look(grey)
+    else:
+        from fusar_edge.anchors.per_image import read_anchor_file
+
+        anchors = read_anchor_file(aef)
+        session.look(grey, _ImageAnchors(anchors.features), anchors.positions)
+    scored = []
+    for triplet in triplets:
+        answer = session.ask(str(triplet.task), question=triplet.question)
+        confidence = answer.generation.confidence
+        scored.append(
+            Scored(str(triplet.task), triplet.answer, answer.parsed, confidence, triplet.id or "", triplet.question)
+        )
+    return scored
+
+
+def evaluate(
+    target: str,
+    data: Path,
+    *,
+    tasks: Sequence[str] = (),
+    images: int | None = None,
+    out: Path | None = None,
+    answers: Path | None = None,
+    threads: int = 0,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Metrics of `target` on a manifest; greedy answers, one image at a time.
+
+    `images`: only the first so many. `out`: the result as JSON. `answers`: every question, reference and answer as
+    JSONL, to look at what went wrong.
+    """
+    for path in (out, answers):
+        if path is not None:
+            check_output(path, force)
+    groups = _selected(data, tasks, images)
+    session = open_session(target, threads)
+    scored: list[Scored] = []
+    for number, (image, triplets) in enumerate(groups.items(), 1):
+        scored += _asked_image(session, image, triplets)
+        if progress:
+            progress(number, len(groups), scored[-1].said.text)
+    result = {
+        "target": str(target),
+        "target_sha256": session.bundle.sha256,
+        "model": session.bundle.settings.name,
+        "precision": session.bundle.settings.precision,
+        "data": f"{data.parent.name}/{data.name}",
+        "data_sha256": sha256_file(data),
+        "images": len(groups),
+        "tasks": task_metrics(scored),
+        "packages": package_versions("fusar-edge", "onnxruntime", "numpy", "torch"),
+    }
+    if answers is not None:
+        with output_file(answers, force=force) as work:
+            rows = [
+                {"id": s.id, "task": s.task, "question": s.question, "reference": s.reference}
+                | {"said": s.said.text, "parsed": s.said.ok, "confidence": round(s.confidence, 4)}
+                for s in scored
+            ]
+            work.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    if out is not None:
+        with output_file(out, force=force) as work:
+            work.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    return result

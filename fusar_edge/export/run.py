@@ -1,0 +1,139 @@
+"""`fusar-edge export`: checkpoint -> vision.onnx, decoder.onnx, tokenizer.json, manifest.json, equality proven."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from fusar_edge.errors import CheckpointError
+from fusar_edge.export.decoder_graph import DecoderGraph
+from fusar_edge.export.graph_file import write_graph
+from fusar_edge.export.onnx_configs import FusarDecoderOnnxConfig, FusarVisionOnnxConfig
+from fusar_edge.export.parity import check_against_hugging_face, check_files
+from fusar_edge.export.vision_graph import VisionGraph
+from fusar_edge.manifest import (
+    Manifest,
+    check_output,
+    folder_hashes,
+    output_folder,
+    package_versions,
+    sha256_file,
+    write_manifest,
+)
+from fusar_edge.model.checkpoint import load_checkpoint
+from fusar_edge.model.network import FusarForConditionalGeneration
+from fusar_edge.recipes import load_recipe
+from fusar_edge.specs import ModelRecipe
+
+COORDINATE_SIZE = 504
+"""Boxes in answers count pixels of a 504-pixel image, whatever the size that vision takes (REFERENCE section 1)."""
+
+
+def export_model(
+    recipe_name: str,
+    checkpoint: Path,
+    out: Path | None = None,
+    *,
+    force: bool = False,
+    progress: Callable[[str], None] = lambda step: None,
+) -> Path:
+    """Export a checkpoint; returns the folder, `export/out/NAME` unless given. `progress` is told each step.
+
+    RecipeError, CheckpointError, OutputExistsError; GateError where equality fails. Any error leaves no output.
+    """
+    recipe, text = load_recipe("export", recipe_name, ModelRecipe)
+    out = Path(out) if out else Path("export") / "out" / recipe.name
+    check_output(out, force)
+    progress("reading the checkpoint")
+    model, tokenizer, parent = load_checkpoint(Path(checkpoint))
+    check_shapes(model, recipe, Path(checkpoint))
+    with output_folder(out, force=force) as work:
+        figures = write_graphs(model, recipe, work, progress)
+        shutil.copyfile(tokenizer, work / "tokenizer.json")
+        manifest = Manifest(
+            stage="export",
+            recipe=text,
+            inputs=lineage(Path(checkpoint), parent),
+            files=folder_hashes(work),
+            figures=figures,
+            settings=settings(model, recipe),
+            packages=package_versions("torch", "transformers", "optimum", "optimum-onnx", "onnx", "onnxruntime"),
+        )
+        write_manifest(work, manifest)
+    return out
+
+
+def write_graphs(
+    model: FusarForConditionalGeneration,
+    recipe: ModelRecipe,
+    folder: Path,
+    progress: Callable[[str], None] = lambda step: None,
+) -> dict[str, Any]:
+    """vision.onnx and decoder.onnx of a model in eval mode and float32; returns the figures of their equality."""
+    spec = recipe.export
+    vision, decoder = VisionGraph(model).eval(), DecoderGraph(model).eval()
+    progress("comparing with Hugging Face")
+    hugging_face = check_against_hugging_face(model, vision, decoder, spec)
+    progress("writing vision.onnx")
+    write_graph(vision, FusarVisionOnnxConfig(vision.config), folder / "vision.onnx", spec.opset)
+    progress("writing decoder.onnx")
+    write_graph(decoder, FusarDecoderOnnxConfig(decoder.config), folder / "decoder.onnx", spec.opset)
+    progress("comparing ONNX Runtime with PyTorch")
+    files = check_files(model, vision, decoder, folder, spec)
+    return {"pytorch_vs_hugging_face": hugging_face, "onnxruntime_vs_pytorch": files}
+
+
+def check_shapes(model: FusarForConditionalGeneration, recipe: ModelRecipe, checkpoint: Path) -> None:
+    """CheckpointError where the checkpoint is not of this recipe."""
+    config = model.config
+    wanted: dict[str, tuple[Any, Any]] = {"image_size": (recipe.image_size, config.fusar["image_size"])}
+    for name, spec, part in (
+        ("vision", recipe.vision, config.vision_config),
+        ("text", recipe.text, config.text_config),
+    ):
+        for key, value in (msgspec.to_builtins(spec) if spec else {}).items():
+            if key != "mrope_section":
+                wanted[f"{name}.{key}"] = (value, getattr(part, key))
+    wanted["tlm.sigma"] = (recipe.tlm.sigma, config.fusar["sigma"])
+    wanted["tlm.hidden_mult"] = (recipe.tlm.hidden_mult, config.fusar["hidden_mult"])
+    for key, (said, found) in wanted.items():
+        if (list(said) if isinstance(said, tuple) else said) != found:
+            raise CheckpointError(
+                f"{checkpoint} has {key} {found}, the recipe {recipe.name} says {said}: give its own recipe"
+            )
+
+
+def lineage(checkpoint: Path, parent: Manifest) -> dict[str, str]:
+    """Hashes of the checkpoint's own files and, under `parent/`, of what it was made from."""
+    names = sorted(p.name for p in checkpoint.iterdir() if p.suffix in (".safetensors", ".json"))
+    found = {f"checkpoint/{name}": sha256_file(checkpoint / name) for name in names}
+    return found | {f"parent/{name}": value for name, value in parent.inputs.items()}
+
+
+def settings(model: FusarForConditionalGeneration, recipe: ModelRecipe) -> dict[str, Any]:
+    """What a bundle needs to know of the graphs; names as in fusar_edge.runtime.bundle.BundleSettings."""
+    config, text = model.config, model.config.text_config
+    attention = model.model.language_model.layers[0].self_attn
+    ends = {text.eos_token_id, text.bos_token_id} - {None}
+    return {
+        "name": recipe.name,
+        "image_size": config.fusar["image_size"],
+        "cells": model.cells,
+        "channels": text.hidden_size,
+        "layers": text.num_hidden_layers,
+        "heads": text.num_attention_heads,
+        "kv_heads": attention.num_key_value_heads,
+        "head_dim": attention.head_dim,
+        "vocab_size": model.lm_head.weight.shape[0],
+        "eos_ids": sorted(ends),
+        "image_token_id": config.image_token_id,
+        "vision_start_token_id": config.vision_start_token_id,
+        "vision_end_token_id": config.vision_end_token_id,
+        "anchor_nodes": recipe.anchor_nodes,
+        "coordinate_size": COORDINATE_SIZE,
+        "opset": recipe.export.opset,
+    }

@@ -1,0 +1,208 @@
+"""The bundle: one folder with all that a device needs to interpret scenes, every file sealed by its SHA-256.
+
+    vision.onnx decoder.onnx      graphs (DESIGN section 3), or what the engine of `settings.engine` reads
+    tokenizer.json                Hugging Face `tokenizers` file
+    prompts.json                  chat template pieces and the canonical prompt of each task
+    radiometry.json               the one mapping from SAR values to grey
+    manifest.json                 stage "build"; settings, SHA-256 of each file, lineage, figures
+
+`open_bundle` reads one, `seal_bundle` makes one.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+
+from fusar_edge.data import chat
+from fusar_edge.data.tasks import TASKS, canonical_prompt
+from fusar_edge.errors import BundleError
+from fusar_edge.manifest import (
+    FILENAME,
+    Manifest,
+    folder_hashes,
+    read_manifest,
+    sha256_file,
+    verify_files,
+    write_manifest,
+)
+from fusar_edge.sar.radiometry import Radiometry
+
+FORMAT = 1
+"""Version of the folder; a reader refuses every other."""
+STAGE = "build"
+VISION, DECODER, TOKENIZER = "vision.onnx", "decoder.onnx", "tokenizer.json"
+PROMPTS, RADIOMETRY = "prompts.json", "radiometry.json"
+REQUIRED = (VISION, DECODER, TOKENIZER, PROMPTS, RADIOMETRY)
+DEFAULT = Path(__file__).parent.parent / "_bundles" / "default"
+
+Count = Annotated[int, msgspec.Meta(ge=1)]
+TokenId = Annotated[int, msgspec.Meta(ge=0)]
+T = TypeVar("T")
+
+MAX_NEW_TOKENS = {"caption": 192, "count": 8, "grid": 32, "classify": 16, "detect": 512}
+
+
+class BundleSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What the runtime must know about the graphs; checked against them when they are opened."""
+
+    format: int = FORMAT
+    name: str = ""
+    """Name of the model recipe, shown to people."""
+    image_size: Count
+    """Side S of the square image that vision takes, px."""
+    cells: Count
+    """Visual tokens per side; an image is cells^2 tokens."""
+    channels: Count
+    """Width C of a visual token."""
+    layers: Count
+    kv_heads: Count
+    head_dim: Count
+    vocab_size: Count
+    """Width V of the logits."""
+    eos_ids: Annotated[tuple[TokenId, ...], msgspec.Meta(min_length=1)]
+    """Any of them ends an answer."""
+    image_token_id: TokenId
+    """Id of `<|image_pad|>`, the place of a visual token."""
+    anchor_nodes: Count = 18
+    """AlphaEarth nodes per side of a tile."""
+    context_tokens: Count = 1024
+    """Rows of the KV cache: image, prompt and answer together."""
+    max_new_tokens: dict[str, Count] = msgspec.field(default_factory=lambda: dict(MAX_NEW_TOKENS))
+    """Per task; an answer that reaches it has stop reason `max_new_tokens`."""
+    tile_px: Count = 504
+    """Side of a tile cut from a scene, px of the scene."""
+    overlap_px: Annotated[int, msgspec.Meta(ge=0)] = 64
+    """What neighbouring tiles share at least, px of the scene; the command line may say otherwise."""
+    coordinate_size: Count = 504
+    """Side of the square that boxes in answers refer to."""
+    precision: Literal["int8", "fp32"] = "fp32"
+    engine: str = "onnxruntime"
+    """Which backend opens the graphs (fusar_edge.runtime.backend)."""
+
+
+def canonical_prompts() -> dict[str, str]:
+    """Task -> prompt with the places `{label}` and `{box}`, made from fusar_edge.data.tasks."""
+    prompts = {task: canonical_prompt(task, "{label}") for task in TASKS if task != "classify"}
+    prompts["classify"] = canonical_prompt("classify", box=(1, 2, 3, 4)).replace("[1, 2, 3, 4]", "{box}")
+    return prompts
+
+
+class Prompts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Chat template in pieces (Qwen2.5-VL's unless told otherwise) and the canonical prompt of each task."""
+
+    before_image: str = chat.BEFORE_IMAGE
+    after_image: str = chat.AFTER_IMAGE
+    """Last piece of the prefix that all questions on one image share."""
+    after_question: str = chat.AFTER_QUESTION
+    tasks: dict[str, str] = msgspec.field(default_factory=canonical_prompts)
+
+    def question(self, task: str, label: str = "ship", box: tuple[float, float, float, float] | None = None) -> str:
+        """Prompt of a task; `box` in answer coordinates, needed by `classify` alone."""
+        if task not in self.tasks:
+            raise BundleError(f"task {task!r} has no prompt in this bundle; it has: {', '.join(self.tasks)}")
+        place = json.dumps([round(v) for v in box]) if box else "{box}"
+        return self.tasks[task].replace("{label}", label).replace("{box}", place)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle: its files were as sealed when it was opened."""
+
+    folder: Path
+    settings: BundleSettings
+    prompts: Prompts
+    radiometry: Radiometry
+    manifest: Manifest = field(repr=False)
+    sha256: str
+    """Of manifest.json, which holds the hash of every other file: the bundle's identity."""
+
+    def file(self, name: str) -> Path:
+        return self.folder / name
+
+
+def bundle_path(name: str | Path) -> Path:
+    """Folder of a bundle; the word `default` is the one inside the package."""
+    path = DEFAULT if str(name) == "default" else Path(name)
+    if not (path / FILENAME).is_file():
+        advice = (
+            "this package was installed without its default bundle: install the wheel, or give the folder of a bundle"
+            if path == DEFAULT
+            else "give the folder that `fusar-edge build` made, or the word `default`"
+        )
+        raise BundleError(f"{path} is not a bundle (no {FILENAME} in it); {advice}")
+    return path
+
+
+def open_bundle(name: str | Path = "default") -> Bundle:
+    """Read and check a bundle: format, stage, settings, then the SHA-256 of every file. BundleError names the file."""
+    folder = bundle_path(name)
+    manifest = read_manifest(folder, BundleError)
+    path = folder / FILENAME
+    if manifest.stage != STAGE:
+        raise BundleError(f"{path}: stage {manifest.stage!r} is not a bundle; a bundle is made by `fusar-edge build`")
+    version = manifest.settings.get("format")
+    if version != FORMAT:
+        raise BundleError(
+            f"{path}: bundle format {version!r}; this fusar-edge reads format {FORMAT} only: "
+            "install the fusar-edge that the bundle was made with, or build it again"
+        )
+    unsealed = [name for name in REQUIRED if name not in manifest.files]
+    if unsealed:
+        raise BundleError(f"{path} does not list {', '.join(unsealed)}: the bundle is incomplete; build it again")
+    verify_files(folder, manifest, BundleError)
+    try:
+        settings = msgspec.convert(manifest.settings, BundleSettings)
+    except msgspec.ValidationError as problem:
+        raise BundleError(f"{path}: settings: {problem}; build the bundle again") from None
+    prompts = _read_json(folder / PROMPTS, Prompts)
+    radiometry = _read_json(folder / RADIOMETRY, Radiometry)
+    return Bundle(folder, settings, prompts, radiometry, manifest, sha256_file(path))
+
+
+def seal_bundle(
+    folder: Path,
+    settings: BundleSettings,
+    *,
+    prompts: Prompts | None = None,
+    radiometry: Radiometry | None = None,
+    recipe: str = "",
+    inputs: dict[str, str] | None = None,
+    figures: dict[str, Any] | None = None,
+    packages: dict[str, str] | None = None,
+) -> Manifest:
+    """Make a bundle of a folder that holds the graphs and tokenizer.json: writes prompts, radiometry and manifest.
+
+    `folder` is meant to be the work folder of fusar_edge.manifest.output_folder; every file in it is sealed.
+    """
+    missing = [name for name in (VISION, DECODER, TOKENIZER) if not (folder / name).is_file()]
+    if missing:
+        raise BundleError(f"{folder} lacks {', '.join(missing)}: a bundle needs both graphs and the tokenizer")
+    _write_json(folder / PROMPTS, prompts or Prompts())
+    _write_json(folder / RADIOMETRY, radiometry or Radiometry())
+    manifest = Manifest(
+        stage=STAGE,
+        recipe=recipe,
+        inputs=inputs or {},
+        files=folder_hashes(folder),
+        figures=figures or {},
+        settings=msgspec.to_builtins(settings),
+        packages=packages or {},
+    )
+    write_manifest(folder, manifest)
+    return manifest
+
+
+def _read_json(path: Path, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except msgspec.MsgspecError as problem:
+        raise BundleError(f"{path}: {problem}; build the bundle again") from None
+
+
+def _write_json(path: Path, value: msgspec.Struct) -> None:
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")

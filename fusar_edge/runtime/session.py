@@ -1,0 +1,114 @@
+"""A bundle ready to answer: look at an image once, then ask it any number of questions."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from fusar_edge.data.tasks import Parsed, parse_answer
+from fusar_edge.data.truth import Box
+from fusar_edge.errors import BundleError, InputError
+from fusar_edge.runtime.backend import Backend, Floats, open_backend
+from fusar_edge.runtime.bundle import TOKENIZER, Bundle
+from fusar_edge.runtime.generate import Generation, Prefix, generate, run_prefix
+from fusar_edge.runtime.tokenizer import Tokenizer
+
+
+class TileAnchors(Protocol):
+    """What fusar_edge.anchors' look-up gives for one tile."""
+
+    @property
+    def mask(self) -> npt.NDArray[np.bool_]:
+        """[A]; False for a node without a vector."""
+        ...
+
+    def vectors(self) -> npt.NDArray[np.float32]:
+        """[A, 64], 0 where masked."""
+        ...
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model said to one question."""
+
+    question: str
+    parsed: Parsed
+    generation: Generation
+
+
+class Session:
+    """One bundle, one backend, one KV cache. Not shared between threads."""
+
+    def __init__(self, bundle: Bundle, threads: int = 0, backend: Backend | None = None) -> None:
+        self.bundle = bundle
+        settings, prompts = bundle.settings, bundle.prompts
+        self.tokenizer = Tokenizer(bundle.file(TOKENIZER))
+        if self.tokenizer.size > settings.vocab_size:
+            raise BundleError(
+                f"{bundle.file(TOKENIZER)}: ids up to {self.tokenizer.size - 1} do not fit a vocabulary of "
+                f"{settings.vocab_size}; build the bundle with the model's own tokenizer"
+            )
+        self.prefix = Prefix(
+            tuple(self.tokenizer.encode(prompts.before_image)),
+            settings.cells,
+            settings.image_token_id,
+            tuple(self.tokenizer.encode(prompts.after_image)),
+        )
+        if len(self.prefix) >= settings.context_tokens:
+            raise BundleError(
+                f"{bundle.folder}: image and template are {len(self.prefix)} tokens, context_tokens is "
+                f"{settings.context_tokens}; build the bundle with more"
+            )
+        self.backend = backend or open_backend(bundle, threads)
+        self._cache = self.backend.new_cache(settings.context_tokens)
+        self._visual: Floats | None = None
+
+    def look(
+        self,
+        grey: npt.NDArray[np.float32],
+        anchors: TileAnchors | None = None,
+        positions: npt.NDArray[np.float32] | None = None,
+    ) -> dict[str, float]:
+        """Take in an image: vision once, and the keys and values of the prefix. Returns vision_ms and prefix_ms.
+
+        grey [S, S] float32 0..1; anchors of A nodes at positions [A, 2] (y, x), or None: plain Qwen2.5-VL.
+        """
+        size = self.bundle.settings.image_size
+        if grey.shape != (size, size):
+            raise InputError(f"an image of {grey.shape} was given; this bundle takes {size} x {size} px: resize it")
+        vectors, places, mask = _anchor_inputs(anchors, positions)
+        start = time.perf_counter()
+        self._visual = self.backend.vision(grey[None, None].astype(np.float32, copy=False), vectors, places, mask)
+        seen = time.perf_counter()
+        run_prefix(self.backend, self._cache, self.prefix, self._visual)
+        return {"vision_ms": (seen - start) * 1e3, "prefix_ms": (time.perf_counter() - seen) * 1e3}
+
+    def ask(self, task: str, label: str = "ship", box: Box | None = None, question: str | None = None) -> Answer:
+        """Answer the canonical prompt of a task, or `question` read as an answer of that task."""
+        text = question or self.bundle.prompts.question(task, label, box)
+        generation = self.ask_ids(text, self.bundle.settings.max_new_tokens.get(task, 64))
+        said = self.tokenizer.decode(list(generation.ids))
+        return Answer(text, parse_answer(task, said, self.bundle.settings.coordinate_size), generation)
+
+    def ask_ids(self, question: str, max_new_tokens: int) -> Generation:
+        """The answer as tokens, to the image of the last `look`."""
+        if self._visual is None:
+            raise InputError("nothing was looked at: call look(image) before asking")
+        ids = self.tokenizer.encode_plain(question) + self.tokenizer.encode(self.bundle.prompts.after_question)
+        eos = self.bundle.settings.eos_ids
+        return generate(self.backend, self._cache, self.prefix, self._visual, ids, max_new_tokens, eos)
+
+
+def _anchor_inputs(
+    anchors: TileAnchors | None, positions: npt.NDArray[np.float32] | None
+) -> tuple[Floats, Floats, Floats]:
+    """Graph inputs [1, A, 64], [1, A, 2], [1, A]; no anchors is one masked anchor."""
+    if anchors is None or not anchors.mask.any():
+        return np.zeros((1, 1, 64), np.float32), np.zeros((1, 1, 2), np.float32), np.zeros((1, 1), np.float32)
+    if positions is None or len(positions) != len(anchors.mask):
+        raise InputError(f"{len(anchors.mask)} anchors need a position (y, x) each")
+    return anchors.vectors()[None], positions[None], anchors.mask[None].astype(np.float32)

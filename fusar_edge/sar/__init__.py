@@ -1,0 +1,1 @@
+"""SAR products -> calibrated, georeferenced grey tiles (device side: NumPy, rasterio, pyproj, Pillow)."""

@@ -1,0 +1,188 @@
+"""What a recipe or a device spec may say. Each is one TOML file; an unknown key is an error."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+Positive = Annotated[int, Meta(gt=0)]
+Fraction = Annotated[float, Meta(ge=0, le=1)]
+Rate = Annotated[float, Meta(gt=0, lt=1)]
+
+
+class _Spec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    pass
+
+
+# export/NAME.toml ---------------------------------------------------------------------------------------------------
+
+
+class VisionSpec(_Spec, frozen=True):
+    """Shape of a vision tower from scratch; names as in Hugging Face's Qwen2_5_VLVisionConfig."""
+
+    depth: Positive
+    hidden_size: Positive
+    num_heads: Positive
+    intermediate_size: Positive
+    window_size: Positive
+    """Pixels; a multiple of 28."""
+    fullatt_block_indexes: tuple[int, ...]
+
+
+class TextSpec(_Spec, frozen=True):
+    """Shape of a language model from scratch; names as in Hugging Face's Qwen2_5_VLTextConfig."""
+
+    hidden_size: Positive
+    intermediate_size: Positive
+    num_hidden_layers: Positive
+    num_attention_heads: Positive
+    num_key_value_heads: Positive
+    mrope_section: tuple[int, int, int]
+    """Rotary pairs for time, row, column; they add up to half a head."""
+
+
+class TlmSpec(_Spec, frozen=True):
+    sigma: Annotated[float, Meta(gt=0)] = 2.0
+    """Width of the Gaussian, in patches."""
+    hidden_mult: Positive = 4
+    """Hidden width of the MLP = max(128, hidden_mult * channels)."""
+
+
+class PhaseSpec(_Spec, frozen=True):
+    """One stretch of the base stage: short answers first, long ones later."""
+
+    name: str
+    steps: Positive
+    batch: Positive = 16
+    """Images a step."""
+    lr: Rate = 1e-3
+    tasks: tuple[str, ...] = ()
+    """Tasks that are asked; none: only the dense losses on the visual tokens."""
+    questions: Positive = 2
+    """Questions asked of each image of the batch."""
+    dense: Annotated[float, Meta(ge=0)] = 1.0
+    """Weight of the dense losses."""
+
+
+class BaseStageSpec(_Spec, frozen=True):
+    """`--stage base`: the pretraining that a model without a published base needs."""
+
+    phases: tuple[PhaseSpec, ...]
+    augment: bool = True
+    """Flips, quarter turns and crops of image and boxes together; brightness."""
+    warmup: Fraction = 0.05
+    weight_decay: Fraction = 0.05
+    seed: int = 0
+
+
+class SftStageSpec(_Spec, frozen=True):
+    """Stage 1 (knowledge injection) or stage 2 (task execution): REFERENCE section 1."""
+
+    epochs: Annotated[float, Meta(gt=0)]
+    lr: Rate
+    batch: Positive = 1
+    """Images a step and process; the paper has one image per GPU."""
+    tasks: tuple[str, ...] = ()
+    """Records of these tasks only; empty: all records."""
+    max_tokens: Positive = 2048
+    """Records that would make a sequence longer are left out, and counted."""
+    reading: Literal["paper", "official"] = "official"
+    """Stage 1 only. paper: TLM alone is trained (the text). official: TLM and LoRA (Fig. 2 and the released code)."""
+    warmup: Fraction = 0.05
+    weight_decay: Fraction = 0.0
+    max_steps: int = -1
+    """Stop after so many steps; -1: after the epochs."""
+    seed: int = 0
+
+
+class LoraSpec(_Spec, frozen=True):
+    r: Positive = 8
+    alpha: Positive = 32
+    dropout: Fraction = 0.05
+    target: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+class TrainSpec(_Spec, frozen=True):
+    stage1: SftStageSpec
+    stage2: SftStageSpec
+    base: BaseStageSpec | None = None
+    lora: LoraSpec = LoraSpec()
+    bf16: bool = True
+    """Autocast to bfloat16; master weights stay float32 where the model is trained whole."""
+
+
+class ExportSpec(_Spec, frozen=True):
+    opset: Literal[17] = 17
+    """One ONNX set for TensorRT 8.6 to 11 (DESIGN section 3)."""
+    cosine: Fraction = 0.9999
+    """Least cosine of each graph with PyTorch and of PyTorch with Hugging Face."""
+    norm_ratio: Fraction = 1e-3
+    """Largest distance of the ratio of norms from 1."""
+
+
+class ModelRecipe(_Spec, frozen=True):
+    """export/NAME.toml: the model, how it is trained, how it is exported."""
+
+    name: str
+    image_size: Positive
+    """Pixels of the square image; a multiple of 28."""
+    train: TrainSpec
+    base: str | None = None
+    """Hub id or folder of a published Qwen2.5-VL; none: from scratch, with `vision`, `text` and `tokenizer`."""
+    vision: VisionSpec | None = None
+    text: TextSpec | None = None
+    tokenizer: str | None = None
+    """Folder of `tokenizer.json`, relative to the recipe."""
+    anchor_nodes: Positive = 9
+    """Anchors are looked up on a grid of so many nodes a side."""
+    tlm: TlmSpec = TlmSpec()
+    export: ExportSpec = ExportSpec()
+
+    def __post_init__(self) -> None:
+        if self.image_size % 28:
+            raise ValueError(f"image_size {self.image_size} is not a multiple of 28 (14 px patches, merged 2 x 2)")
+        if self.base is None and not (self.vision and self.text and self.tokenizer and self.train.base):
+            raise ValueError("a recipe without `base` needs [vision], [text], `tokenizer` and [train.base]")
+
+
+# calib/NAME.toml ----------------------------------------------------------------------------------------------------
+
+
+class RangeSpec(_Spec, frozen=True):
+    method: Literal["max", "percentile"] = "percentile"
+    percentile: Annotated[float, Meta(gt=50, le=100)] = 99.99
+
+
+class CalibRecipe(_Spec, frozen=True):
+    """calib/NAME.toml: which numbers become INT8, and how their ranges are found."""
+
+    name: str
+    samples: Positive = 64
+    """Images (with their prompts and anchors) that the ranges are taken from."""
+    seed: int = 0
+    ranges: RangeSpec = RangeSpec()
+    keep: dict[str, str] = {}
+    """Pattern over layer names (fnmatch) -> the reason why the layer stays in higher precision."""
+    vision_cosine: Fraction = 0.99
+    """Least cosine of the INT8 visual tokens with FP32's."""
+
+
+# engines/NAME.toml --------------------------------------------------------------------------------------------------
+
+
+class EngineSpec(_Spec, frozen=True):
+    """engines/NAME.toml: one device."""
+
+    name: str
+    engine: Literal["onnxruntime", "tensorrt"]
+    status: Literal["built", "compiled only", "untested"]
+    """What was really done on the device."""
+    memory_mib: Positive
+    """Memory that the process may use."""
+    threads: Positive = 2
+    cache_tokens: Positive = 1024
+    """Capacity of the KV cache."""
+    tile_px: Positive = 504
+    overlap_px: Annotated[int, Meta(ge=0)] = 64

@@ -1,0 +1,1 @@
+"""Training: base (from scratch), stage 1 (knowledge injection), stage 2 (task execution); workshop."""

@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# The whole pipeline in order. What each line makes is what the next one reads.
+#
+#   ./run-all.sh [--quick | --full] [OUT]     OUT: folder for everything that is made (default: out/)
+#
+# Default: a third of the recipe's training steps, under 30 minutes on 2 cores. --quick: a few steps of everything, which
+# proves the pipeline and teaches the model nothing. --full: all steps, as the default bundle was made (hours on 2 cores).
+# Real ship chips: set FUSAR_EDGE_DATA to a folder that holds `ssdd/`; without it, simulated scenes stand in for them.
+set -euo pipefail
+
+scale=0.33 scenes=400 images=100000 data=${FUSAR_EDGE_DATA:-}
+case "${1:-}" in
+    --quick) scale=0.004 scenes=96 images=8; shift ;;
+    --full) scale=1 scenes=1000; shift ;;
+esac
+out=${1:-out}
+fresh="--force"
+
+fusar-edge simulate --out "$out/sim" --scenes $scenes --seed 7 $fresh
+fusar-edge simulate --out "$out/sim-val" --scenes 32 --seed 8 $fresh
+if [ -d "$data/ssdd" ]; then
+    fusar-edge data convert ssdd "$data/ssdd" --out "$out/ssdd" $fresh
+    real="$out/ssdd/train.jsonl" held_out="$out/ssdd/val.jsonl"
+else
+    echo "no FUSAR_EDGE_DATA: simulated scenes only" >&2
+    real="$out/sim/triplets.jsonl" held_out="$out/sim-val/triplets.jsonl"
+fi
+
+fusar-edge train fusar-tiny --stage base --scale $scale --data "$real@4" --data "$out/sim/triplets.jsonl@3" --out "$out/base" $fresh
+fusar-edge train fusar-tiny --stage 1 --scale $scale --init "$out/base" --data "$out/sim/triplets.jsonl" --out "$out/stage1" $fresh
+fusar-edge train fusar-tiny --stage 2 --scale $scale --init "$out/stage1" --data "$real" --data "$out/sim/triplets.jsonl" --out "$out/stage2" $fresh
+
+fusar-edge export fusar-tiny --checkpoint "$out/stage2" --out "$out/onnx" $fresh
+fusar-edge calibrate w8a8-percentile --onnx "$out/onnx" --data "$out/sim/triplets.jsonl" --out "$out/int8" $fresh
+fusar-edge build cpu --onnx "$out/onnx" --out "$out/bundle-fp32" $fresh
+fusar-edge build cpu --onnx "$out/int8" --out "$out/bundle" $fresh
+
+fusar-edge eval "$out/bundle-fp32" --data "$held_out" --images $images --json "$out/fp32.json" $fresh
+fusar-edge eval "$out/bundle" --data "$held_out" --images $images --json "$out/int8.json" $fresh
+
+scene=$(ls "$out"/sim-val/scenes/*.tif | head -n 1)
+fusar-edge interpret "$out/bundle" "$scene" --task caption --task count --task grid --task detect --out "$out/scene.geojson" --overlay "$out/scene.png" $fresh
