@@ -1,4 +1,4 @@
-"""fusar-tiny with random weights as FP32 and INT8 folders, and tiles to calibrate on; made once for all folders of tests."""
+"""fusar-tiny with random weights as FP32 and INT8 folders, and tiles to calibrate on; made once for all tests."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Explicit symmetric Q/DQ: FP32 ONNX graph + ranges -> INT8 ONNX graph for TensorRT 8.6 to 11 and ONNX Runtime.
 
-Weights are stored as INT8 and dequantised per output channel; the activation in front of a linear passes a
-QuantizeLinear / DequantizeLinear pair per tensor scale. Everything else stays as it was: softmax, norms, the products inside
-attention, and biases (TensorRT refuses INT32 biases behind DequantizeLinear).
+Weights are stored as INT8 and dequantised per output channel; the activation in front of a linear passes
+QuantizeLinear and DequantizeLinear with one scale per tensor. Everything else stays as it was: softmax, norms, the
+products inside attention, and biases (TensorRT refuses INT32 biases behind DequantizeLinear).
 """
 
 from __future__ import annotations

@@ -50,8 +50,8 @@ def calibrate(
 ) -> Manifest:
     """Make the INT8 folder `out` from the folder that `export` made and a triplet manifest.
 
-    `progress(done, total)` counts images. Raises GateError, with nothing written, where the visual tokens of the held-out
-    images are further from FP32's than the recipe's `vision_cosine` allows.
+    `progress(done, total)` counts images. Raises GateError, with nothing written, where the visual tokens of the
+    held-out images are further from FP32's than the recipe's `vision_cosine` allows.
     """
     recipe, text = load_recipe("calib", recipe_name, CalibRecipe)
     check_output(out, force)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,11 +105,11 @@ class SampleReader:
         index[: len(self.prefix)] = self.prefix.visual_index
         positions = self.prefix.positions(len(ids))
         cuts = [0, *range(len(prompt), min(len(ids), len(prompt) + single)), len(ids)]
-        spans = [slice(a, b) for a, b in zip(cuts, cuts[1:], strict=False) if b > a]
+        spans = [slice(a, b) for a, b in itertools.pairwise(cuts) if b > a]
         return [StepInput(ids[s][None], index[s][None], positions[:, None, s]) for s in spans]
 
     def decoder_feeds(self, backend: Backend, sample: Triplet) -> Iterator[Feeds]:
-        """What the decoder is fed while the FP32 `backend` answers as the reference does; `past` is valid until next."""
+        """What the decoder is fed while the FP32 `backend` gives the reference answer; `past` holds until the next."""
         seen = self.vision_feeds(sample)[-1]
         visual = vision_tokens(backend, seen)
         cache: Any = backend.new_cache(self.settings.context_tokens)

@@ -1,4 +1,7 @@
-"""Which layers suffer from INT8: one group of layers at a time in INT8, all others in FP32. The reasons in [keep] come from it."""
+"""Which layers suffer from INT8: one group of layers at a time in INT8, all others in FP32.
+
+The reasons in [keep] of a recipe come from it.
+"""
 
 from __future__ import annotations
 
@@ -27,14 +30,14 @@ def group_of(layer: str) -> str:
 
 
 def sensitivity(recipe_name: str, onnx_dir: Path, data: Path) -> dict[str, dict[str, float]]:
-    """Group of layers -> figures of `compare.compared` with that group alone in INT8; [keep] of the recipe is ignored."""
+    """Group of layers -> figures of `compare.compared` with that group alone in INT8; [keep] is ignored."""
     recipe, _ = load_recipe("calib", recipe_name, CalibRecipe)
     graphs = open_graphs(onnx_dir, stages=("export",))
     samples, held_out = split_samples(read_triplets(data), recipe.samples, recipe.seed)
     reader, fp32 = SampleReader(graphs), open_ort(graphs.bundle())
     vision_feeds = (feed for s in samples for feed in reader.vision_feeds(s))
     decoder_feeds = (feed for s in samples for feed in reader.decoder_feeds(fp32, s))
-    figures = {}
+    figures: dict[str, dict[str, float]] = {}
     for name, feeds in ((VISION, vision_feeds), (DECODER, decoder_feeds)):
         figures |= _by_group(graphs, name, recipe, feeds, fp32, reader, held_out)
     return figures
@@ -58,7 +61,7 @@ def _by_group(
     for layer in layers:
         if ranges[layer.activation] > 0:
             groups.setdefault(group_of(layer.name), []).append(layer)
-    figures = {}
+    figures: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for group, members in groups.items():
             work = Path(folder) / "one"

@@ -6,7 +6,6 @@ made for one GPU architecture and thrown away: the gate proves that it can be ma
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 import time
 from dataclasses import dataclass
@@ -120,7 +119,7 @@ def _logger(trt: Any) -> tuple[Any, list[str]]:
     """A logger that keeps errors, and the list it keeps them in."""
     said: list[str] = []
 
-    class Listener(trt.ILogger):  # type: ignore[misc]  # the binding has no types
+    class Listener(trt.ILogger):
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
 

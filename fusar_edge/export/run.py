@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from fusar_edge.errors import CheckpointError
 from fusar_edge.export.decoder_graph import DecoderGraph
@@ -118,7 +119,9 @@ def settings(model: FusarForConditionalGeneration, recipe: ModelRecipe) -> dict[
     """What a bundle needs to know of the graphs; names as in fusar_edge.runtime.bundle.BundleSettings."""
     config, text = model.config, model.config.text_config
     attention = model.model.language_model.layers[0].self_attn
-    ends = {text.eos_token_id, text.bos_token_id} - {None}
+    ends = np.unique(
+        [i for ids in (text.eos_token_id, text.bos_token_id) if ids is not None for i in np.atleast_1d(ids)]
+    )
     return {
         "name": recipe.name,
         "image_size": config.fusar["image_size"],
@@ -129,7 +132,7 @@ def settings(model: FusarForConditionalGeneration, recipe: ModelRecipe) -> dict[
         "kv_heads": attention.num_key_value_heads,
         "head_dim": attention.head_dim,
         "vocab_size": model.lm_head.weight.shape[0],
-        "eos_ids": sorted(ends),
+        "eos_ids": [int(i) for i in ends],
         "image_token_id": config.image_token_id,
         "vision_start_token_id": config.vision_start_token_id,
         "vision_end_token_id": config.vision_end_token_id,

@@ -25,6 +25,9 @@ SMALLEST_PANEL_PX = 110
 BOX, CELL, TILE, NODATA = (255, 64, 64), (64, 200, 255), (255, 214, 10), (24, 28, 52)
 BACKING = (0, 0, 0, 176)
 
+Rectangle = tuple[float, float, float, float]
+"""x1, y1, x2, y2 in pixels of the picture."""
+
 
 def overlay_from_result(scene: Scene, result: SceneResult, interpretation: Interpretation, *, simulated: bool) -> Any:
     """The picture (PIL.Image, RGB) of one scene, which must be open."""
@@ -37,12 +40,13 @@ def overlay_from_result(scene: Scene, result: SceneResult, interpretation: Inter
             _shade_cells(draw, view, record)
     for window in result.windows:
         draw.rectangle(view.rectangle(_corners(window)), outline=(*TILE, 110))
-    for detection in result.detections:
-        _draw_box(draw, view, detection.box, f"{detection.label} {detection.confidence:.2f}")
+    boxes = [view.rectangle(detection.box) for detection in result.detections]
     asked = {record.tile for record in result.records}
     for index, window in enumerate(result.windows):
         lines = _tile_lines(result, index) if index in asked else ["no data"]
-        _draw_panel(draw, view, _own_area(window, result.windows), lines)
+        _draw_panel(draw, view.rectangle(_own_area(window, result.windows)), lines, boxes)
+    for detection, box in zip(result.detections, boxes, strict=True):
+        _draw_box(draw, view, box, f"{detection.label} {detection.confidence:.2f}")
     return _with_legend(picture, _legend(result, interpretation, simulated))
 
 
@@ -60,7 +64,7 @@ class _View:
         scale = min(max(longer, SMALLEST_PX), LARGEST_PX) / longer
         return cls(scale, max(round(scene.width * scale), 1), max(round(scene.height * scale), 1))
 
-    def rectangle(self, box: Sequence[float]) -> tuple[float, float, float, float]:
+    def rectangle(self, box: Sequence[float]) -> Rectangle:
         x1, y1, x2, y2 = (v * self.scale for v in box)
         return x1, y1, max(min(x2, self.width - 1), x1), max(min(y2, self.height - 1), y1)
 
@@ -123,9 +127,9 @@ def _shade_cells(draw: ImageDraw.ImageDraw, view: _View, record: Record) -> None
         draw.rectangle(view.rectangle(box), fill=(*CELL, 40), outline=(*CELL, 120))
 
 
-def _draw_box(draw: ImageDraw.ImageDraw, view: _View, box: Sequence[float], text: str) -> None:
-    x1, y1, x2, y2 = view.rectangle(box)
-    draw.rectangle((x1, y1, x2, y2), outline=(*BOX, 255), width=2)
+def _draw_box(draw: ImageDraw.ImageDraw, view: _View, box: Rectangle, text: str) -> None:
+    x1, y1, _, y2 = box
+    draw.rectangle(box, outline=(*BOX, 255), width=2)
     width, height = _font(14).getlength(text) + 4, 17
     left = min(x1, max(view.width - width, 0))
     top = y2 + 1 if y2 + height < view.height else y1 - height
@@ -152,11 +156,9 @@ def _tile_lines(result: SceneResult, tile: int) -> list[str]:
     return lines
 
 
-def _draw_panel(
-    draw: ImageDraw.ImageDraw, view: _View, area: tuple[float, float, float, float], lines: Sequence[str]
-) -> None:
-    """Text at the top left of an area, wrapped to it and cut at two thirds of its height."""
-    x1, y1, x2, y2 = view.rectangle(area)
+def _draw_panel(draw: ImageDraw.ImageDraw, area: Rectangle, lines: Sequence[str], boxes: Sequence[Rectangle]) -> None:
+    """Text in the corner of an area that covers the fewest boxes, wrapped to it, cut at two thirds of its height."""
+    x1, y1, x2, y2 = area
     if x2 - x1 < SMALLEST_PANEL_PX:
         return
     columns = max(int((x2 - x1 - 4 * PAD_PX) / _font(FONT_PX).getlength("n")), 8)
@@ -165,10 +167,16 @@ def _draw_panel(
     if len(wrapped) > rows:
         wrapped = [*wrapped[: rows - 1], "..."]
     width = max(_font(FONT_PX).getlength(line) for line in wrapped) + 2 * PAD_PX
-    left, top = x1 + PAD_PX, y1 + PAD_PX
-    draw.rectangle((left, top, left + width, top + len(wrapped) * LINE_PX + PAD_PX), fill=BACKING)
+    height = len(wrapped) * LINE_PX + PAD_PX
+    corners = [(x, y) for y in (y1 + PAD_PX, y2 - PAD_PX - height) for x in (x1 + PAD_PX, x2 - PAD_PX - width)]
+    left, top = min(corners, key=lambda at: _covered((*at, at[0] + width, at[1] + height), boxes))
+    draw.rectangle((left, top, left + width, top + height), fill=BACKING)
     for number, line in enumerate(wrapped):
         draw.text((left + PAD_PX, top + number * LINE_PX + 2), line, font=_font(FONT_PX), fill="white")
+
+
+def _covered(panel: Rectangle, boxes: Sequence[Rectangle]) -> int:
+    return sum(b[0] < panel[2] and panel[0] < b[2] and b[1] < panel[3] and panel[1] < b[3] for b in boxes)
 
 
 def _legend(result: SceneResult, interpretation: Interpretation, simulated: bool) -> list[tuple[Any, str]]:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from fusar_edge.errors import CheckpointError, DataError, OutputExistsError, RecipeError
+from fusar_edge.errors import CheckpointError, DataError, InputError, OutputExistsError, RecipeError
 from fusar_edge.manifest import (
     FILENAME,
     Manifest,
@@ -101,10 +101,14 @@ def train(
     run = _Run(recipe_name, recipe, text, stage, tuple(weighted_manifest(d) for d in data), init, scale)
     out = Path(out)
     check_output(out, force)
-    work = _work_folder(run, out, force)
     model, tokenizer = _initial_model(run)
-    sources = [(_images(run, path, work, progress), weight) for path, weight in run.data]
-    peft, figures = _train_stage(run, model, tokenizer, sources, work, log)
+    work = _work_folder(run, out, force)
+    try:
+        sources = [(_images(run, path, work, progress), weight) for path, weight in run.data]
+        peft, figures = _train_stage(run, model, tokenizer, sources, work, log)
+    except InputError:
+        shutil.rmtree(work)
+        raise
     with output_folder(out, force=force) as folder:
         if stage != "base":
             checkpoint.save_adapter(peft, model, folder / "adapter")

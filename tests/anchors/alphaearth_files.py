@@ -15,11 +15,11 @@ Codes = npt.NDArray[np.int8]
 
 
 def random_codes(rows: int, cols: int, *, seed: int = 0, masked: float = 0.0) -> Codes:
-    """int8 [rows, cols, 64], neighbouring vectors alike, lengths 0.985 to 1.015, a share masked."""
+    """int8 [rows, cols, 64], neighbouring vectors alike, lengths 0.992 to 1.008, a share masked."""
     rng = np.random.default_rng(seed)
     vectors = rng.normal(size=64) + 0.5 * rng.normal(size=(rows, cols, 64))
     vectors /= np.linalg.norm(vectors, axis=-1, keepdims=True)
-    codes = codes_from_vectors(vectors * rng.uniform(0.985, 1.015, size=(rows, cols, 1)))
+    codes = codes_from_vectors(vectors * rng.uniform(0.992, 1.008, size=(rows, cols, 1)))
     codes[rng.random((rows, cols)) < masked] = NODATA
     return codes
 

@@ -42,17 +42,18 @@ def test_wisconsin_flipped_bottom_up_gives_the_same_table(wisconsin: Path, tmp_p
 
 def test_every_cell_of_the_three_tables_of_points_is_the_mean_of_its_points(real_data: Path, tmp_path: Path) -> None:
     sources = sorted((real_data / "aef").glob("*.csv"))
-    manifest = build_table(sources, tmp_path / "t", year=None, spacing_m=80)
+    manifest = build_table(sources, tmp_path / "t", year=None, spacing_m=320)
     assert manifest.figures["years"] == [2024]
+    to_utm = {epsg: pyproj.Transformer.from_crs(4326, epsg, always_xy=True) for epsg in (32610, 32615)}
     cells, lonlat = defaultdict(list), {}
     for source in sources:
         with open(source, encoding="utf-8", newline="") as file:
             for row in csv.DictReader(file):
                 lon, lat = float(row["longitude"]), float(row["latitude"])
                 epsg = 32610 if lon < -120 else 32615
-                x, y = pyproj.Transformer.from_crs(4326, epsg, always_xy=True).transform(lon, lat)
-                cells[epsg, x // 80, y // 80].append([float(row[name]) for name in BAND_NAMES])
-                lonlat[epsg, x // 80, y // 80] = lon, lat
+                x, y = to_utm[epsg].transform(lon, lat)
+                cells[epsg, x // 320, y // 320].append([float(row[name]) for name in BAND_NAMES])
+                lonlat[epsg, x // 320, y // 320] = lon, lat
     anchors = AnchorTable.open(tmp_path / "t").lookup(*np.array(list(lonlat.values())).T, 2024)
     assert anchors.mask.all()
     assert verify_table(tmp_path / "t")["valid_cells"] == len(cells)
@@ -61,4 +62,4 @@ def test_every_cell_of_the_three_tables_of_points_is_the_mean_of_its_points(real
     np.testing.assert_array_equal(anchors.codes[single], codes_from_vectors(means[single]))
     means /= np.linalg.norm(means, axis=1, keepdims=True)
     np.testing.assert_array_equal(anchors.codes[~single], codes_from_vectors(means[~single]))
-    assert (~single).sum() > 50
+    assert min(single.sum(), (~single).sum()) > 50

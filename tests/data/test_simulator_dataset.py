@@ -66,8 +66,9 @@ def test_the_corners_go_to_longitude_and_latitude_and_back(dataset: Path) -> Non
         back = there.transform(lon, lat, direction="INVERSE")
         assert back == pytest.approx((west, north), abs=1e-3)
         lon_min, lat_min, lon_max, lat_max = scene_bounds(scene)
-        assert lon_min - 1e-9 <= lon <= lon_max
-        assert lat_min <= lat <= lat_max + 1e-9
+        lons, lats = there.transform([west, west + 96 * a] * 2, [north] * 2 + [north + 96 * e] * 2)
+        found = (min(lons), min(lats), max(lons), max(lats))
+        assert found == pytest.approx((lon_min, lat_min, lon_max, lat_max), abs=1e-5)
         zone = (scene.epsg % 100) * 6 - 183
         assert abs(lon - zone) <= 3
 
@@ -98,9 +99,14 @@ def test_an_output_that_exists_is_kept_unless_forced(tmp_path: Path) -> None:
     write_dataset(tmp_path / "set", 1, 0, size=64)
     with pytest.raises(OutputExistsError, match="--force"):
         write_dataset(tmp_path / "set", 1, 0, size=64)
-    write_dataset(tmp_path / "set", 1, 1, size=64, force=True, anchors=False)
-    assert (tmp_path / "set/scenes/sim-1-00000.tif").is_file()
+    write_dataset(tmp_path / "set", 1, 1, size=64, force=True)
+    assert [p.name for p in (tmp_path / "set/scenes").iterdir()] == ["sim-1-00000.tif"]
+
+
+def test_anchors_can_be_left_out(tmp_path: Path) -> None:
+    manifest = write_dataset(tmp_path / "set", 8, 4, size=64, anchors=False)
     assert not list((tmp_path / "set").rglob("*.npz"))
+    assert manifest.figures["scenes_with_anchors"] == 0
 
 
 @pytest.mark.parametrize("arguments", [{"scenes": 0}, {"seed": -1}, {"size": 10}, {"nodes": 0}])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fusar_edge.data.simulator import SimulatedScene, simulate_scene
-from fusar_edge.data.simulator.embeddings import anchors_from_classes
+from fusar_edge.data.simulator.embeddings import anchors_from_classes, prototypes
 from fusar_edge.data.simulator.landcover import FOREST, SEA, URBAN, is_water
 from fusar_edge.data.simulator.ships import Ship, draw_count, draw_ship
 from fusar_edge.data.tasks import parse_answer, questions_from_truth
@@ -75,15 +75,15 @@ def test_the_two_hull_formulas_agree() -> None:
     assert (ship.inside(y, x) == inside_polygon(ship.outline(), y, x)).mean() > 0.999
 
 
-def test_the_echo_of_a_ship_is_in_its_box() -> None:
+def test_the_echo_of_a_ship_is_on_its_hull() -> None:
     for seed in range(10):
         rng = np.random.default_rng(seed)
         power = np.zeros((128, 128), np.float32)
         ship = Ship(60.0, 70.0, 50.0, 9.0, float(rng.uniform(0, 6)))
         draw_ship(rng, power, ship, -3.0, 1, taper=1.0)
-        x1, y1, x2, y2 = ship.box()
-        inside = power[int(y1) - 1 : int(y2) + 2, int(x1) - 1 : int(x2) + 2].sum()
-        assert inside / power.sum() > 0.97
+        centres = np.arange(128) + 0.5
+        hull = ship.inside(centres[:, None], centres[None, :], margin=1.5)
+        assert power[hull].sum() / power.sum() > 0.97
 
 
 def test_a_ship_stands_out_from_the_sea() -> None:
@@ -105,7 +105,10 @@ def test_an_open_sea_has_neither_land_nor_anchors() -> None:
     assert (scene.landcover == SEA).all()
     assert scene.anchors.features.shape == (0, 64)
     assert scene.truth.targets == ()
-    assert simulate_scene(2, 128, kind="inland").truth.targets == ()
+
+
+def test_ships_are_not_drawn_on_inland_rivers() -> None:
+    assert all(simulate_scene(seed, 128, 1.0, kind="inland").truth.targets == () for seed in range(12))
 
 
 def test_counts_are_spread_as_in_ssdd() -> None:
@@ -151,6 +154,10 @@ def test_anchors_of_one_class_are_alike_and_of_two_classes_are_not() -> None:
     assert (left @ right.T).max() < 0.5
     other = anchors_from_classes(np.random.default_rng(2), classes, 5)
     assert (left @ other.features[other.positions[:, 1] < 0.3].T).min() > 0.7
+
+
+def test_class_prototypes_are_the_same_in_every_process() -> None:
+    np.testing.assert_array_equal(prototypes(), prototypes.__wrapped__())
 
 
 @pytest.mark.parametrize(

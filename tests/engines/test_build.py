@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -75,13 +76,11 @@ def test_a_tensorrt_spec_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
 
 def test_a_cache_that_does_not_hold_one_image_is_refused(tmp_path: Path) -> None:
     spec = spec_file(tmp_path, SPEC.replace("cache_tokens = 256", "cache_tokens = 81"))
-    with pytest.raises(InputError, match="an image of .* alone is 81 tokens"):
+    with pytest.raises(InputError, match=r"an image of .* alone is 81 tokens"):
         build(spec, tiny_graphs.int8_folder(), tmp_path / "bundle")
 
 
 def test_a_graph_that_does_not_open_leaves_no_bundle(tmp_path: Path) -> None:
-    import shutil
-
     shutil.copytree(tiny_graphs.int8_folder(), tmp_path / "graphs")
     (tmp_path / "graphs" / "vision.onnx").write_bytes(b"not a graph")
     with pytest.raises(EdgeError, match=r"vision\.onnx"):

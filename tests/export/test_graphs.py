@@ -77,6 +77,17 @@ def test_an_embedding_tied_to_the_head_is_stored_once(graphs: Path) -> None:
     assert [w.name for w in graph.initializer if 128 in w.dims] == ["decoder.embed_tokens.weight"]
 
 
+def test_a_head_of_its_own_keeps_its_own_weight(recipe: ModelRecipe, tmp_path: Path) -> None:
+    model = random_model(recipe)
+    model.lm_head.weight = torch.nn.Parameter(torch.randn(128, 64, generator=torch.Generator().manual_seed(9)))
+    graph = DecoderGraph(model).eval()
+    write_graph(graph, FusarDecoderOnnxConfig(graph.config), tmp_path / "decoder.onnx")
+    weights = {w.name: w for w in onnx.load(tmp_path / "decoder.onnx").graph.initializer}
+    for name, layer in (("embed_tokens", model.model.language_model.embed_tokens), ("lm_head", model.lm_head)):
+        stored = onnx.numpy_helper.to_array(weights[f"decoder.{name}.weight"])
+        np.testing.assert_array_equal(stored, layer.weight.detach().numpy())
+
+
 def test_neither_graph_holds_what_a_tensorrt_refuses(graphs: Path) -> None:
     for name in ("vision.onnx", "decoder.onnx"):
         model = onnx.load(graphs / name)

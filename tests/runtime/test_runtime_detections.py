@@ -56,6 +56,8 @@ def test_a_box_goes_to_the_scene_and_back() -> None:
 )
 def test_only_an_edge_inside_the_scene_cuts(box: tuple, cut: bool) -> None:
     assert touches_inner_edge(box, TileWindow(0, 0, 100, 100), width=300, height=100) is cut
+    x1, y1, x2, y2 = box
+    assert touches_inner_edge((y1, x1, y2, x2), TileWindow(0, 0, 100, 100), width=100, height=300) is cut
 
 
 def test_a_ring_around_the_pole_is_cut_into_the_range_of_longitudes() -> None:

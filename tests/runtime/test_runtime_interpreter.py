@@ -79,7 +79,7 @@ def test_a_tile_without_a_valid_pixel_is_skipped_and_counted(bundle: Bundle, tmp
 def test_classify_asks_about_the_boxes_that_were_given(bundle: Bundle, tmp_path: Path) -> None:
     session, _ = scripted(bundle, ANSWERS)
     path = write_scene(tmp_path / "s.tif", sea(64, 128))
-    boxes = [(70.0, 10.0, 80.0, 20.0), (1.0, 2.0, 33.0, 34.0)]
+    boxes = [(60.0, 10.0, 80.0, 20.0), (1.0, 2.0, 33.0, 34.0)]  # the first reaches into both tiles
     records = interpret(bundle, [path], ["classify"], boxes=boxes, session=session, overlap_px=0).scenes[0].records
     assert [(r.tile, r.box, r.answer.parsed.value) for r in records] == [(0, boxes[1], "cargo"), (1, boxes[0], "cargo")]
     assert "[8, 16, 260, 268]" in records[0].answer.question
@@ -152,8 +152,9 @@ def test_masked_anchors_change_nothing_and_others_do(tmp_path: Path) -> None:
     session = Session(bundle, threads=1)
     grey = np.random.default_rng(1).random((28, 28), np.float32)
 
-    def said(mask: np.ndarray | None) -> tuple[int, ...]:
+    def said(mask: np.ndarray | None, second: float = 0.5) -> tuple[int, ...]:
         vectors = np.full((2, 64), 0.5, np.float32)
+        vectors[1] = second
         anchors = None if mask is None else SimpleNamespace(mask=mask, vectors=lambda: vectors)
         session.look(grey, anchors, np.array([[0, 0], [1, 1]], np.float32))
         return session.ask("caption").generation.ids
@@ -161,6 +162,8 @@ def test_masked_anchors_change_nothing_and_others_do(tmp_path: Path) -> None:
     plain = said(None)
     assert said(np.array([False, False])) == plain
     assert said(np.array([True, False])) != plain
+    assert said(np.array([True, False])) == said(np.array([True, False]), second=-3.0)
+    assert said(np.array([True, True])) != said(np.array([True, True]), second=-3.0)
 
 
 def test_the_whole_device_side_runs_on_real_graphs(bundle: Bundle, tmp_path: Path) -> None:

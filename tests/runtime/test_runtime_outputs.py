@@ -89,6 +89,7 @@ def test_text_that_does_not_parse_is_kept_and_counted_and_gives_no_box(bundle: B
     assert collection["counts"]["answers_not_parsed"] == 2
     assert [f["properties"]["text"] for f in collection["features"]] == ["?", "?"]
     assert [f["properties"]["value"] for f in collection["features"]] == [None, None]
+    assert [f["properties"]["parse_status"] for f in collection["features"]] == ["failed", "failed"]
 
 
 def test_a_footprint_across_the_antimeridian_is_cut_there(bundle: Bundle, tmp_path: Path) -> None:
@@ -146,8 +147,8 @@ def test_files_appear_whole_and_existing_ones_are_refused(bundle: Bundle, tmp_pa
     assert json.loads(out.read_text())["counts"]["tiles"] == 1
     with Image.open(overlay) as picture:
         assert picture.format == "PNG"
-    with pytest.raises(OutputExistsError, match=r"r\.geojson exists"):
-        interpret_to_files(bundle.folder, [scene], ["count"], **arguments)
+    with pytest.raises(OutputExistsError, match=r"r\.geojson exists"):  # before the absent bundle is looked for
+        interpret_to_files(tmp_path / "absent", [scene], ["count"], **arguments)
     interpret_to_files(bundle.folder, [scene], ["count"], force=True, **arguments)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["r.geojson", "r.png", "s.tif"]
 
