@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from enum import Enum
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -37,7 +38,14 @@ Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="Name on the shelf
 Stage = Literal["base", "1", "2"]
 DataSet = Literal["ssdd", "mstar"]
 Values = Literal["auto", "uint8", "db", "power", "amplitude"]
-Task = Literal["caption", "count", "grid", "classify", "detect"]
+
+
+class Task(Enum):  # typer takes no list of literals
+    caption = "caption"
+    count = "count"
+    grid = "grid"
+    classify = "classify"
+    detect = "detect"
 
 
 # Device side --------------------------------------------------------------------------------------------------------
@@ -86,7 +94,7 @@ def interpret(
         _, summary = interpret_to_files(
             bundle,
             scenes,
-            task or ["caption"],
+            [t.value for t in task or [Task.caption]],
             out=out,
             overlay=overlay,
             anchors=anchors,
@@ -131,7 +139,7 @@ def eval(
         metrics = evaluate(
             target,
             data,
-            tasks=task or [],
+            tasks=[t.value for t in task or []],
             images=images,
             out=json_out,
             answers=answers,

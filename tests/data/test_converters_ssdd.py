@@ -63,6 +63,8 @@ def test_the_folder_is_self_contained_and_sealed(tmp_path: Path) -> None:
     manifest = read_manifest(tmp_path / "out")
     verify_files(tmp_path / "out", manifest)
     assert manifest.stage == "convert"
+    assert {"train.jsonl", "val.jsonl", "images/000007.jpg"} <= manifest.files.keys()
+    assert not (tmp_path / "out/images/000007.jpg").is_symlink()
     assert {"source", "licence", "split"} <= manifest.settings.keys()
     assert done[-1] == (60, 60)
     for part in ("train", "val"):
