@@ -31,7 +31,7 @@ fusar-edge train fusar-tiny --stage 1 --scale $scale --init "$out/base" --data "
 fusar-edge train fusar-tiny --stage 2 --scale $scale --init "$out/stage1" --data "$real" --data "$out/sim/triplets.jsonl" --out "$out/stage2" $fresh
 
 fusar-edge export fusar-tiny --checkpoint "$out/stage2" --out "$out/onnx" $fresh
-fusar-edge calibrate w8a8-percentile --onnx "$out/onnx" --data "$out/sim/triplets.jsonl" --out "$out/int8" $fresh
+fusar-edge calibrate w8a8-percentile --onnx "$out/onnx" --data "$real" --data "$out/sim/triplets.jsonl" --out "$out/int8" $fresh
 fusar-edge build cpu --onnx "$out/onnx" --out "$out/bundle-fp32" $fresh
 fusar-edge build cpu --onnx "$out/int8" --out "$out/bundle" $fresh
 

@@ -167,7 +167,7 @@ def doctor() -> None:
             "optimum",
         ),
         "jetson (GPU memory)": ("pycuda",),
-        "compile gate": ("tensorrt_rtx",),
+        "compile gate": ("tensorrt_rtx_bindings",),
     }
     _say(f"fusar-edge {__version__}, Python {sys.version.split()[0]}")
     found = {name: [p for p in packages if find_spec(p) is None] for name, packages in extras.items()}
@@ -269,11 +269,16 @@ def export(
     _result({"out": str(folder), **read_manifest(folder).figures})
 
 
-@app.command(epilog="Example: fusar-edge calibrate w8a8-percentile --onnx onnx --data ssdd/train.jsonl --out int8")
+@app.command(
+    epilog="Example: fusar-edge calibrate w8a8-percentile --onnx onnx --data ssdd/train.jsonl "
+    "--data sim/triplets.jsonl --out int8"
+)
 def calibrate(
     recipe: Recipe,
     onnx: Annotated[Path, typer.Option(help="Folder that `export` wrote.")],
-    data: Annotated[Path, typer.Option(help="Triplet manifest that the ranges are taken from.")],
+    data: Annotated[
+        list[Path], typer.Option(help="Triplet manifest with the tiles to take ranges from; repeat for several.")
+    ],
     out: Out,
     force: Force = False,
 ) -> None:

@@ -46,7 +46,8 @@ def imported(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("package", DEVICE)
 def test_the_device_side_never_imports_the_workshop(package: str) -> None:
-    forbidden = tuple(f"fusar_edge.{name}" for name in WORKSHOP) + ("torch", "transformers", "onnx.", "peft", "optimum")
+    workshop = (f"fusar_edge.{name}" for name in WORKSHOP)
+    forbidden = (*workshop, "torch", "transformers", "onnx.", "peft", "optimum")
     for path in (PACKAGE / package).rglob("*.py"):
         wrong = {m for m in imported(path) if m.startswith(forbidden) or m == "onnx"}
         assert not wrong, f"{path.name} imports {wrong}"

@@ -67,7 +67,7 @@ def fp32_folder() -> Path:
 def int8_folder() -> Path:
     recipe = _at("quick.toml")
     recipe.write_text(RECIPE)
-    calibrate(str(recipe), fp32_folder(), tiles(), _at("int8"))
+    calibrate(str(recipe), fp32_folder(), [tiles()], _at("int8"))
     return _at("int8")
 
 

@@ -43,7 +43,7 @@ def linears(model: ModelProto) -> list[Linear]:
     shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     found = []
     for node in model.graph.node:
-        if node.op_type not in ("MatMul", "Gemm", "Conv") or node.input[1] not in shapes or node.input[0] in shapes:
+        if node.op_type not in ("MatMul", "Gemm", "Conv") or node.input[1] not in shapes:
             continue
         shape = shapes[node.input[1]]
         if node.op_type != "Conv" and (len(shape) != 2 or min(shape) < SMALLEST_WIDTH):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,13 +42,13 @@ ALL_ZERO = "its input is 0 on all calibration data"
 def calibrate(
     recipe_name: str,
     onnx_dir: Path,
-    data: Path,
+    data: Sequence[Path],
     out: Path,
     *,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Manifest:
-    """Make the INT8 folder `out` from the folder that `export` made and a triplet manifest.
+    """Make the INT8 folder `out` from the folder that `export` made and triplet manifests.
 
     `progress(done, total)` counts images. Raises GateError, with nothing written, where the visual tokens of the
     held-out images are further from FP32's than the recipe's `vision_cosine` allows.
@@ -56,7 +56,7 @@ def calibrate(
     recipe, text = load_recipe("calib", recipe_name, CalibRecipe)
     check_output(out, force)
     graphs = open_graphs(onnx_dir, stages=("export",))
-    samples, held_out = split_samples(read_triplets(data), recipe.samples, recipe.seed)
+    samples, held_out = split_samples([t for path in data for t in read_triplets(path)], recipe.samples, recipe.seed)
     ticks = _Ticks(progress, 2 * len(samples) + len(held_out))
     reader, fp32 = SampleReader(graphs), open_ort(graphs.bundle())
     with output_folder(out, force=force) as work:
@@ -131,14 +131,14 @@ def _gated(
     return figures
 
 
-def _inputs(graphs: GraphFolder, data: Path, tiles: list[Path]) -> dict[str, str]:
-    """Name -> SHA-256 of the graphs, the triplet manifest and every file the ranges were taken from."""
+def _inputs(graphs: GraphFolder, data: Sequence[Path], tiles: list[Path]) -> dict[str, str]:
+    """Name -> SHA-256 of the graphs, the triplet manifests and every file the ranges were taken from."""
     inputs = {name: sha256_file(graphs.path / name) for name in (VISION, DECODER, FILENAME)}
-    inputs["data"] = sha256_file(data)
-    for tile in tiles:
-        inside = tile.resolve().is_relative_to(data.parent.resolve())
-        name = tile.resolve().relative_to(data.parent.resolve()).as_posix() if inside else tile.name
-        inputs[f"tile/{name}"] = sha256_file(tile)
+    inputs |= {f"data/{path.resolve().parent.name}/{path.name}": sha256_file(path) for path in data}
+    folders = [path.resolve().parent for path in data]
+    for tile in map(Path.resolve, tiles):
+        folder = next((f for f in folders if tile.is_relative_to(f)), tile.parent)
+        inputs[f"tile/{folder.name}/{tile.relative_to(folder).as_posix()}"] = sha256_file(tile)
     return inputs
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from fusar_edge.calib.compare import compared
@@ -29,11 +29,11 @@ def group_of(layer: str) -> str:
     return re.sub(r"(blocks|layers)\.\d+\.", r"\1.*.", layer)
 
 
-def sensitivity(recipe_name: str, onnx_dir: Path, data: Path) -> dict[str, dict[str, float]]:
+def sensitivity(recipe_name: str, onnx_dir: Path, data: Sequence[Path]) -> dict[str, dict[str, float]]:
     """Group of layers -> figures of `compare.compared` with that group alone in INT8; [keep] is ignored."""
     recipe, _ = load_recipe("calib", recipe_name, CalibRecipe)
     graphs = open_graphs(onnx_dir, stages=("export",))
-    samples, held_out = split_samples(read_triplets(data), recipe.samples, recipe.seed)
+    samples, held_out = split_samples([t for path in data for t in read_triplets(path)], recipe.samples, recipe.seed)
     reader, fp32 = SampleReader(graphs), open_ort(graphs.bundle())
     vision_feeds = (feed for s in samples for feed in reader.vision_feeds(s))
     decoder_feeds = (feed for s in samples for feed in reader.decoder_feeds(fp32, s))

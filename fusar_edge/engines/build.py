@@ -26,8 +26,8 @@ def build(spec_name: str, onnx_dir: Path, out: Path, *, force: bool = False) -> 
     check_output(out, force)
     if spec.engine != "onnxruntime":
         raise EdgeError(
-            f"spec {spec.name}: engine {spec.engine!r} is not built by this version; the TensorRT builder comes with "
-            'issue 4. A bundle for ONNX Runtime: give a spec with engine = "onnxruntime", such as `cpu`'
+            f"spec {spec.name}: engine {spec.engine!r} is not built by this version of fusar-edge. "
+            'A bundle for ONNX Runtime: give a spec with engine = "onnxruntime", such as `cpu`'
         )
     graphs = open_graphs(onnx_dir)
     settings = bundle_settings(graphs, spec)

@@ -65,12 +65,6 @@ def grey_patch_embedding(weight: Tensor) -> tuple[Tensor, Tensor]:
     return scaled.sum(1, keepdim=True), -(scaled * mean).sum((1, 2, 3))
 
 
-def decomposed_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v as MatMul and Softmax nodes, the form that every TensorRT parses."""
-    scores = torch.matmul(query * query.shape[-1] ** -0.5, key.transpose(-1, -2))
-    return torch.matmul(torch.softmax(scores, dim=-1), value)
-
-
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat([-second, first], dim=-1) * sin
@@ -84,9 +78,7 @@ class FixedGridVision(nn.Module):
     cos: Tensor
     sin: Tensor
 
-    def __init__(
-        self, tower: Qwen2_5_VisionTransformerPretrainedModel, image_size: int, *, decomposed: bool = False
-    ) -> None:
+    def __init__(self, tower: Qwen2_5_VisionTransformerPretrainedModel, image_size: int) -> None:
         super().__init__()
         config = tower.config
         self.tower = tower
@@ -95,7 +87,6 @@ class FixedGridVision(nn.Module):
             raise ValueError(
                 f"image size {image_size} is not a multiple of {config.patch_size * config.spatial_merge_size}"
             )
-        self.attend = decomposed_attention if decomposed else F.scaled_dot_product_attention
         window_cells = config.window_size // config.spatial_merge_size // config.patch_size
         head_dim = config.hidden_size // config.num_heads
         plan = grid_plan(self.patches, config.spatial_merge_size, window_cells, head_dim)
@@ -126,8 +117,8 @@ class FixedGridVision(nn.Module):
         outputs, start = [], 0
         for count, size in groups:
             shape = (batch, heads, count, size, width // heads)
-            part = [x[:, :, start : start + count * size].reshape(shape) for x in (query, key, value)]
-            outputs.append(self.attend(*part).reshape(batch, heads, count * size, width // heads))
+            q, k, v = (x[:, :, start : start + count * size].reshape(shape) for x in (query, key, value))
+            outputs.append(F.scaled_dot_product_attention(q, k, v).reshape(batch, heads, count * size, width // heads))
             start += count * size
         mixed = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
         projected: Tensor = attn.proj(mixed.transpose(1, 2).reshape(batch, length, width))

@@ -19,7 +19,7 @@ from fusar_edge.data.tasks import questions_from_truth
 from fusar_edge.data.truth import Truth
 from fusar_edge.model.network import FusarForConditionalGeneration
 from fusar_edge.specs import BaseStageSpec, PhaseSpec
-from fusar_edge.train.dense import DenseHead, dense_targets
+from fusar_edge.train.dense import DenseHead, dense_targets, weighted
 from fusar_edge.train.images import TrainingImage, View, random_brightness, random_view
 from fusar_edge.train.loop import run_trainer
 from fusar_edge.train.sequences import SequenceWriter
@@ -49,12 +49,12 @@ class BaseStageModel(nn.Module):
     ) -> dict[str, Tensor]:
         visual = self.model.visual_tokens(pixels)
         losses = self.head(visual, dense) if weight else {}
-        total = sum((weight * loss for loss in losses.values()), visual.new_zeros(()))
+        total = visual.new_zeros(()) + weight * weighted(losses)
         if asked is not None:
             output = self.model.answer(visual, **asked, states_after=self.states_after)
             assert output.loss is not None
             placed = self.placed_head(output.visual_states, dense) if weight else {}
-            total = total + output.loss + sum((weight * loss for loss in placed.values()), visual.new_zeros(()))
+            total = total + output.loss + weight * weighted(placed)
             losses |= {f"placed_{name}": loss for name, loss in placed.items()} | {"answer": output.loss}
         self.last = {name: float(loss.detach()) for name, loss in losses.items()}
         return {"loss": total}

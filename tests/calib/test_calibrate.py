@@ -61,7 +61,7 @@ def test_the_manifest_names_every_calibration_tile_by_its_hash() -> None:
     data = tiny_graphs.tiles()
     listed = {name.removeprefix("tile/"): value for name, value in inputs.items() if name.startswith("tile/")}
     assert sum(name.endswith(".png") for name in listed) == 4
-    assert all(sha256_file(data.parent / name) == value for name, value in listed.items())
+    assert all(sha256_file(data.parent.parent / name) == value for name, value in listed.items())
     assert inputs["vision.onnx"] == sha256_file(tiny_graphs.fp32_folder() / "vision.onnx")
 
 
@@ -75,7 +75,7 @@ def test_no_operator_outside_the_one_onnx_set_is_written() -> None:
 def test_below_the_gate_nothing_is_written(tmp_path: Path) -> None:
     recipe = recipe_file(tmp_path, tiny_graphs.RECIPE.replace("samples", "vision_cosine = 1.0\nsamples"))
     with pytest.raises(GateError, match="Nothing was written"):
-        calibrate(recipe, tiny_graphs.fp32_folder(), tiny_graphs.tiles(), tmp_path / "out")
+        calibrate(recipe, tiny_graphs.fp32_folder(), [tiny_graphs.tiles()], tmp_path / "out")
     assert [p.name for p in tmp_path.iterdir()] == ["r.toml"]
 
 
@@ -90,7 +90,7 @@ def test_without_anchors_the_layers_that_only_anchors_reach_stay_in_fp32(tmp_pat
     manifest = calibrate(
         recipe,
         tiny_graphs.fp32_folder(),
-        data,
+        [data],
         tmp_path / "out",
         progress=lambda done, total: ticks.append((done, total)),
     )
@@ -102,25 +102,25 @@ def test_without_anchors_the_layers_that_only_anchors_reach_stay_in_fp32(tmp_pat
 def test_an_output_that_exists_is_refused_before_anything_is_read(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with pytest.raises(OutputExistsError, match="--force"):
-        calibrate(recipe_file(tmp_path), tmp_path / "nothing", tmp_path / "nothing.jsonl", tmp_path / "out")
+        calibrate(recipe_file(tmp_path), tmp_path / "nothing", [tmp_path / "nothing.jsonl"], tmp_path / "out")
 
 
 def test_a_folder_that_is_int8_already_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"made by stage 'calibrate'; give a folder made by: export"):
-        calibrate(recipe_file(tmp_path), tiny_graphs.int8_folder(), tiny_graphs.tiles(), tmp_path / "out")
+        calibrate(recipe_file(tmp_path), tiny_graphs.int8_folder(), [tiny_graphs.tiles()], tmp_path / "out")
 
 
 def test_a_folder_without_its_tokenizer_is_refused_by_name(tmp_path: Path) -> None:
     shutil.copytree(tiny_graphs.fp32_folder(), tmp_path / "graphs")
     (tmp_path / "graphs" / "tokenizer.json").unlink()
     with pytest.raises(InputError, match=r"tokenizer\.json is missing"):
-        calibrate(recipe_file(tmp_path), tmp_path / "graphs", tiny_graphs.tiles(), tmp_path / "out")
+        calibrate(recipe_file(tmp_path), tmp_path / "graphs", [tiny_graphs.tiles()], tmp_path / "out")
 
 
 def test_an_unknown_recipe_key_is_named(tmp_path: Path) -> None:
     recipe = recipe_file(tmp_path, "entropy = true\n" + tiny_graphs.RECIPE)
     with pytest.raises(RecipeError, match="entropy"):
-        calibrate(recipe, tiny_graphs.fp32_folder(), tiny_graphs.tiles(), tmp_path / "out")
+        calibrate(recipe, tiny_graphs.fp32_folder(), [tiny_graphs.tiles()], tmp_path / "out")
 
 
 def test_no_image_is_both_calibrated_on_and_held_out() -> None:

@@ -167,7 +167,11 @@ def test_an_embedding_table_is_stored_in_half_and_read_as_float_also_by_the_grap
 
 
 def test_a_table_that_something_else_reads_too_stays_float() -> None:
-    assert half_embeddings(small_graph()) == []  # the Gemm reads it as well
+    model = small_graph()
+    assert half_embeddings(model) == []  # the Gemm reads it as well
+    result = quantised(model, linears(model), RANGES)
+    result.graph.node.append(helper.make_node("Transpose", ["table"], ["turned"], "turn"))
+    assert half_embeddings(result) == []
 
 
 def test_what_depends_on_an_input_is_found_through_the_graph() -> None:

@@ -16,7 +16,7 @@ from fusar_edge.specs import RangeSpec
 MAX = RangeSpec(method="max")
 
 
-@pytest.mark.parametrize("percentile", [90.0, 99.0, 99.9, 100.0])
+@pytest.mark.parametrize("percentile", [60.0, 90.0, 99.0, 99.9, 100.0])
 @pytest.mark.parametrize("growth", [0.5, 1.0, 37.0])
 def test_a_percentile_of_a_stream_is_numpys_within_two_bins(percentile: float, growth: float) -> None:
     generator = np.random.default_rng(0)

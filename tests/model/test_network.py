@@ -66,18 +66,15 @@ def test_patches_of_a_grey_image_are_those_of_hugging_faces_processor() -> None:
     assert grid.tolist() == found["image_grid_thw"].tolist()
 
 
-@pytest.mark.parametrize("decomposed", [False, True])
 @pytest.mark.parametrize(("size", "window"), [(140, 56), (252, 84), (504, 112)])
-def test_the_fixed_grid_tower_agrees_with_hugging_faces(
-    recipe: ModelRecipe, size: int, window: int, decomposed: bool
-) -> None:
+def test_the_fixed_grid_tower_agrees_with_hugging_faces(recipe: ModelRecipe, size: int, window: int) -> None:
     assert recipe.vision is not None
     vision = msgspec.structs.replace(recipe.vision, window_size=window, hidden_size=16, intermediate_size=16)
     tower = random_model(msgspec.structs.replace(recipe, vision=vision, image_size=size)).model.visual
     pixels = grey(2, size)
     with torch.no_grad():
         reference = tower(*hf_patches_from_grey(pixels)).reshape(2, (size // 28) ** 2, -1)
-        found = FixedGridVision(tower, size, decomposed=decomposed)(pixels)
+        found = FixedGridVision(tower, size)(pixels)
     torch.testing.assert_close(found, reference, atol=2e-5, rtol=1e-4)
 
 
