@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -24,6 +25,8 @@ from fusar_edge.train.images import TrainingImage, View, random_brightness, rand
 from fusar_edge.train.loop import run_trainer
 from fusar_edge.train.sequences import SequenceWriter
 
+MANY = 6
+"""Images with so many targets or more are alike when images are drawn."""
 MAX_TOKENS = 448
 """Questions that would make a sequence longer (detection in a crowded harbour) are left out of the base stage."""
 
@@ -73,6 +76,7 @@ class BaseStageData(Dataset[dict[str, Any]]):
     ) -> None:
         weights = np.array([w for _, w in sources], np.float64)
         self.sources, self.share = [s for s, _ in sources], weights / weights.sum()
+        self.chances = [_chances(images) for images in self.sources]
         self.phase, self.spec, self.size, self.labels = phase, spec, size, labels
         self.stream = sum(map(ord, phase.name))
 
@@ -81,8 +85,8 @@ class BaseStageData(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         rng = np.random.default_rng([self.spec.seed, self.stream, index])
-        source = self.sources[rng.choice(len(self.sources), p=self.share)]
-        image = source[rng.integers(len(source))]
+        source = rng.choice(len(self.sources), p=self.share)
+        image = self.sources[source][rng.choice(len(self.sources[source]), p=self.chances[source])]
         written = bool(image.written_captions) and "caption" in self.phase.tasks and rng.random() < 0.4
         plain = written or not self.spec.augment
         view = View() if plain else random_view(rng, image.truth)
@@ -119,6 +123,14 @@ class BaseStageData(Dataset[dict[str, Any]]):
         for name in names[: self.phase.questions - len(chosen)]:
             chosen.append(by_task[name][rng.integers(len(by_task[name]))])
         return chosen
+
+
+def _chances(images: list[TrainingImage]) -> NDArray[np.float64]:
+    """Chance of each image: rare numbers of targets come up more often than they are, or '1' would be a safe answer."""
+    counts = [min(len(image.truth.targets), MANY) if image.truth else 0 for image in images]
+    often = np.bincount(counts, minlength=MANY + 1)
+    chances = 1 / np.sqrt(often[counts])
+    return chances / chances.sum()
 
 
 class BaseStageCollator:
