@@ -3,12 +3,12 @@
 #
 #   ./run-all.sh [--quick | --full] [OUT]     OUT: folder for everything that is made (default: out/)
 #
-# Default: a third of the recipe's training steps, under 30 minutes on 2 cores. --quick: a few steps of everything, which
+# Default: a quarter of the recipe's training steps, under 30 minutes on 2 cores. --quick: a few steps of everything, which
 # proves the pipeline and teaches the model nothing. --full: all steps, as the default bundle was made (hours on 2 cores).
 # Real ship chips: set FUSAR_EDGE_DATA to a folder that holds `ssdd/`; without it, simulated scenes stand in for them.
 set -euo pipefail
 
-scale=0.33 scenes=400 images=100000 data=${FUSAR_EDGE_DATA:-}
+scale=0.25 scenes=400 images=100000 data=${FUSAR_EDGE_DATA:-}
 case "${1:-}" in
     --quick) scale=0.004 scenes=96 images=8; shift ;;
     --full) scale=1 scenes=1000; shift ;;

@@ -55,19 +55,30 @@ def new_model(recipe: ModelRecipe, tokenizer: Path, seed: int = 0) -> FusarForCo
     text = msgspec.to_builtins(recipe.text) | {"mrope_section": list(recipe.text.mrope_section)}
     config = network_config(vision, text, recipe.image_size, recipe.tlm.sigma, recipe.tlm.hidden_mult, ids)
     torch.manual_seed(seed)
-    model = FusarForConditionalGeneration(config)
+    return _with_identity_tlm(FusarForConditionalGeneration(config))
+
+
+def _with_identity_tlm(model: FusarForConditionalGeneration) -> FusarForConditionalGeneration:
+    """gamma = beta = 0 at the start: stage 1 begins from plain Qwen2.5-VL."""
     for parameter in model.tlm.film_mlp[2].parameters():
         torch.nn.init.zeros_(parameter)
     return model
 
 
 def published_model(recipe: ModelRecipe) -> FusarForConditionalGeneration:
-    """The recipe's published Qwen2.5-VL with a fresh TLM."""
+    """The recipe's published Qwen2.5-VL, from its folder or the hub, with a fresh TLM."""
     from transformers import Qwen2_5_VLConfig
 
-    config = Qwen2_5_VLConfig.from_pretrained(str(recipe.base))
-    config = with_fusar(config, recipe.image_size, recipe.tlm.sigma, recipe.tlm.hidden_mult)
-    return FusarForConditionalGeneration.from_pretrained(recipe.base, config=config)
+    try:
+        config = Qwen2_5_VLConfig.from_pretrained(str(recipe.base))
+        config = with_fusar(config, recipe.image_size, recipe.tlm.sigma, recipe.tlm.hidden_mult)
+        model = FusarForConditionalGeneration.from_pretrained(recipe.base, config=config)
+    except (OSError, ValueError, RuntimeError) as problem:
+        raise CheckpointError(
+            f"{recipe.base}, the base of the recipe {recipe.name}, does not load: {problem}; where the hub cannot be "
+            "reached, give a local folder as the recipe's `base`"
+        ) from None
+    return _with_identity_tlm(model)
 
 
 def published_tokenizer(recipe: ModelRecipe) -> Path:
