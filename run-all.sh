@@ -11,7 +11,7 @@ set -euo pipefail
 scale=0.25 scenes=400 images=100000 data=${FUSAR_EDGE_DATA:-}
 case "${1:-}" in
     --quick) scale=0.004 scenes=96 images=8; shift ;;
-    --full) scale=1 scenes=1000; shift ;;
+    --full) scale=1 scenes=1200; shift ;;
 esac
 out=${1:-out}
 fresh="--force"
