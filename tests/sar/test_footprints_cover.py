@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ def inside(ring: list[list[float]], points: NDArray[np.float64]) -> NDArray[np.b
     """Even-odd rule for points [N, 2] in a closed ring."""
     x, y = points.T
     found = np.zeros(len(points), bool)
-    for (x1, y1), (x2, y2) in zip(ring, ring[1:], strict=False):
+    for (x1, y1), (x2, y2) in itertools.pairwise(ring):
         if y1 != y2:
             found ^= ((y1 > y) != (y2 > y)) & (x < (x2 - x1) * (y - y1) / (y2 - y1) + x1)
     return found
