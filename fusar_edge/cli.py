@@ -238,7 +238,7 @@ def train(
     _need_workshop()
     from fusar_edge.train.run import train as run
 
-    with _bar("reading") as step:
+    with _bar("train") as step:
         manifest = run(
             recipe,
             stage,

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from fusar_edge.data.truth import COORDINATE_SIZE
 from fusar_edge.errors import CheckpointError
 from fusar_edge.export.decoder_graph import DecoderGraph
 from fusar_edge.export.graph_file import write_graph
@@ -29,9 +30,6 @@ from fusar_edge.model.checkpoint import load_checkpoint
 from fusar_edge.model.network import FusarForConditionalGeneration
 from fusar_edge.recipes import load_recipe
 from fusar_edge.specs import ModelRecipe
-
-COORDINATE_SIZE = 504
-"""Boxes in answers count pixels of a 504-pixel image, whatever the size that vision takes (REFERENCE section 1)."""
 
 
 def export_model(

@@ -22,7 +22,7 @@ from fusar_edge.model.network import FusarForConditionalGeneration
 from fusar_edge.specs import BaseStageSpec, PhaseSpec
 from fusar_edge.train.dense import DenseHead, dense_targets, weighted
 from fusar_edge.train.images import TrainingImage, View, random_brightness, random_view
-from fusar_edge.train.loop import run_trainer
+from fusar_edge.train.loop import Progress, run_trainer
 from fusar_edge.train.sequences import SequenceWriter
 
 MANY = 6
@@ -167,6 +167,7 @@ def train_base(
     *,
     bf16: bool = True,
     log: Callable[[str], None] = print,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Run the phases in order; `work` keeps the Trainer's checkpoints. Returns the last losses of each phase."""
     labels = label_names([images for images, _ in sources])
@@ -192,5 +193,6 @@ def train_base(
             bf16=bf16,
             seed=spec.seed,
             extra=lambda: stage.last,
+            progress=progress,
         )
     return figures

@@ -11,8 +11,11 @@ from typing import Any, cast
 import torch
 from torch import nn
 from torch.utils.data import Dataset, SequentialSampler
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
+
+Progress = Callable[[str, int, int], None]
+"""What is going on, steps done, steps in all."""
 
 DONE = "done.json"
 WEIGHTS = "weights.pt"
@@ -25,11 +28,20 @@ class _OrderedTrainer(Trainer):
         return SequentialSampler(cast(Sized, self.train_dataset))
 
 
-class _JsonLog(TrainerCallback):
-    def __init__(self, path: Path, extra: Callable[[], dict[str, float]]) -> None:
-        self.path, self.extra, self.start = path, extra, time.monotonic()
+class _Reporter(TrainerCallback):
+    """Losses into `log.jsonl`, steps to `progress`."""
+
+    def __init__(self, path: Path, extra: Callable[[], dict[str, float]], progress: Progress | None) -> None:
+        self.path, self.extra, self.progress, self.start = path, extra, progress, time.monotonic()
+        self.loss = ""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.progress:
+            self.progress(f"{self.path.parent.name}{self.loss}", state.global_step, state.max_steps)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        if logs and "loss" in logs:
+            self.loss = f", loss {logs['loss']:.3f}"
         row = {"step": state.global_step, "seconds": round(time.monotonic() - self.start, 1), **(logs or {})}
         row |= {k: round(v, 4) for k, v in self.extra().items()}
         with open(self.path, "a") as file:
@@ -51,6 +63,7 @@ def run_trainer(
     bf16: bool,
     seed: int,
     extra: Callable[[], dict[str, float]] = dict,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Train `model` in place; `work` holds checkpoints and `log.jsonl`, and afterwards the weights alone.
 
@@ -83,7 +96,7 @@ def run_trainer(
         dataloader_num_workers=0,
         dataloader_pin_memory=torch.cuda.is_available(),
         report_to=[],
-        disable_tqdm=False,
+        disable_tqdm=True,
         label_names=[],
     )
     trainer = _OrderedTrainer(
@@ -91,8 +104,9 @@ def run_trainer(
         args=arguments,
         train_dataset=data,
         data_collator=collator,
-        callbacks=[_JsonLog(work / "log.jsonl", extra)],
+        callbacks=[_Reporter(work / "log.jsonl", extra, progress)],
     )
+    trainer.remove_callback(PrinterCallback)  # it prints every log on stdout, which is for the result
     result = trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work)))
     figures = {"steps": steps, "loss": round(result.training_loss, 4), **{k: round(v, 4) for k, v in extra().items()}}
     torch.save({k: v.cpu() for k, v in model.state_dict().items()}, work / WEIGHTS)

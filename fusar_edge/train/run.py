@@ -29,10 +29,10 @@ from fusar_edge.recipes import load_recipe
 from fusar_edge.specs import ModelRecipe
 from fusar_edge.train.base import train_base
 from fusar_edge.train.images import TrainingImage, load_images
+from fusar_edge.train.loop import Progress
 from fusar_edge.train.sft import train_sft
 
 Stage = Literal["base", "1", "2"]
-Progress = Callable[[str, int, int], None]
 
 CACHE_SCALE = 4 / 3
 """Cached images are so much larger than the model's, so that crops keep their detail."""
@@ -105,7 +105,7 @@ def train(
     work = _work_folder(run, out, force)
     try:
         sources = [(_images(run, path, work, progress), weight) for path, weight in run.data]
-        peft, figures = _train_stage(run, model, tokenizer, sources, work, log)
+        peft, figures = _train_stage(run, model, tokenizer, sources, work, log, progress)
     except InputError:
         shutil.rmtree(work)
         raise
@@ -168,20 +168,32 @@ def _train_stage(
     sources: list[tuple[list[TrainingImage], float]],
     work: Path,
     log: Callable[[str], None],
+    progress: Progress | None,
 ) -> tuple[Any, dict[str, Any]]:
     spec = run.recipe.train
     if run.stage == "base":
         assert spec.base is not None
         shorter = [msgspec.structs.replace(p, steps=max(1, round(p.steps * run.scale))) for p in spec.base.phases]
         base = msgspec.structs.replace(spec.base, phases=tuple(shorter))
-        return None, train_base(model, tokenizer, sources, base, work, bf16=spec.bf16, log=log)
+        figures = train_base(model, tokenizer, sources, base, work, bf16=spec.bf16, log=log, progress=progress)
+        return None, figures
     stage = int(run.stage)
     images = [image for images, _ in sources for image in images]
     adapter = (run.init or Path()) / "adapter"
     settings = spec.stage1 if stage == 1 else spec.stage2
     settings = msgspec.structs.replace(settings, epochs=settings.epochs * run.scale)
     return train_sft(
-        model, tokenizer, images, stage, settings, spec.lora, adapter, work / "sft", bf16=spec.bf16, log=log
+        model,
+        tokenizer,
+        images,
+        stage,
+        settings,
+        spec.lora,
+        adapter,
+        work / f"stage{stage}",
+        bf16=spec.bf16,
+        log=log,
+        progress=progress,
     )
 
 

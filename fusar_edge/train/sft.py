@@ -21,7 +21,7 @@ from fusar_edge.errors import DataError
 from fusar_edge.model.network import FusarForConditionalGeneration
 from fusar_edge.specs import LoraSpec, SftStageSpec
 from fusar_edge.train.images import TrainingImage, View
-from fusar_edge.train.loop import run_trainer
+from fusar_edge.train.loop import Progress, run_trainer
 from fusar_edge.train.sequences import SequenceWriter, anchor_batch
 
 
@@ -120,6 +120,7 @@ def train_sft(
     *,
     bf16: bool,
     log: Callable[[str], None] = print,
+    progress: Progress | None = None,
 ) -> tuple[PeftModel | None, dict[str, Any]]:
     """Train stage 1 or 2; `adapter` is the parent's, where it has one. Returns the LoRA, unmerged, and the figures."""
     images = [image for image in images if _records(image, spec)]
@@ -145,5 +146,6 @@ def train_sft(
         scheduler="cosine",
         bf16=bf16,
         seed=spec.seed,
+        progress=progress,
     )
     return peft, {**figures, "trained_parameters": trained, "images": len(images)}
