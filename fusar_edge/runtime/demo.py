@@ -61,7 +61,6 @@ def demo(
             overlay=work / "overlay.png",
             values="power",
             threads=threads,
-            simulated=True,
             progress=progress,
         )
     _tell(result, scene, show)

@@ -25,12 +25,12 @@ from fusar_edge.runtime.rings import geometry_from_ring
 Json = dict[str, Any]
 
 
-def collection_from_interpretation(result: Interpretation, *, simulated: bool = False) -> Json:
-    """The whole result; `simulated` marks the scenes as simulated, everywhere in it."""
+def collection_from_interpretation(result: Interpretation) -> Json:
+    """The whole result; what comes of a simulated scene says so."""
     features: list[Json] = []
     for scene in result.scenes:
         hashes = {"bundle": result.bundle.sha256, "table": result.table_sha256, "scene": scene.sha256}
-        common = {"scene": scene.path.name, "time": scene.acquired, "simulated": simulated, "sha256": hashes}
+        common = {"scene": scene.path.name, "time": scene.acquired, "simulated": scene.simulated, "sha256": hashes}
         features += [_answer_feature(record, scene, common) for record in scene.records]
         features += [_detection_feature(detection, scene, common) for detection in scene.detections]
     settings = result.bundle.settings
@@ -43,7 +43,7 @@ def collection_from_interpretation(result: Interpretation, *, simulated: bool = 
             "precision": settings.precision,
             "engine": settings.engine,
         },
-        "simulated": simulated,
+        "simulated": any(scene.simulated for scene in result.scenes),
         "tasks": list(result.tasks),
         "label": result.label,
         "scenes": [_scene_facts(scene) for scene in result.scenes],

@@ -55,6 +55,7 @@ class SceneResult:
     height: int
     kind: str
     acquired: str | None
+    simulated: bool
     crs_name: str
     located: Located
     """Pixels -> longitude and latitude; also when the scene is closed."""
@@ -226,8 +227,8 @@ def _new_result(path: Path, scene: Scene, bundle: Bundle, overlap_px: int | None
     overlap = settings.overlap_px if overlap_px is None else overlap_px
     windows = plan_tiles(scene.width, scene.height, settings.tile_px, overlap)
     assert scene.geolocation is not None, "open_scene refuses a scene without place"
-    facts = (scene.width, scene.height, str(scene.kind), scene.acquired, scene.crs_name, scene.geolocation)
-    return SceneResult(path, sha256_file(path), *facts, windows)
+    facts = (scene.width, scene.height, str(scene.kind), scene.acquired, scene.simulated)
+    return SceneResult(path, sha256_file(path), *facts, scene.crs_name, scene.geolocation, windows)
 
 
 def _ordered_tasks(tasks: Sequence[str], boxes: Sequence[Box] | None) -> tuple[str, ...]:

@@ -32,7 +32,6 @@ def interpret_to_files(
     values: str = "auto",
     threads: int = 0,
     force: bool = False,
-    simulated: bool = False,
     progress: Progress | None = None,
 ) -> tuple[Interpretation, dict[str, Any]]:
     """Write `out` (GeoJSON) and, where asked, `overlay` (PNG; with several scenes one each, NAME-1.png, ...).
@@ -60,29 +59,27 @@ def interpret_to_files(
         threads=threads,
         progress=progress,
     )
-    collection = collection_from_interpretation(result, simulated=simulated)
+    collection = collection_from_interpretation(result)
     with contextlib.ExitStack() as stack:
         stack.enter_context(output_file(out, force=force)).write_bytes(collection_bytes(collection))
         for path, scene in zip(pictures, result.scenes, strict=False):
             work = stack.enter_context(output_file(path, force=force))
-            _write_overlay(work, scene, result, band, values, simulated)
+            _write_overlay(work, scene, result, band, values)
     summary = {
         "out": str(out),
         "overlays": [str(path) for path in pictures],
         "bundle": opened.sha256,
-        "simulated": simulated,
+        "simulated": collection["simulated"],
         **collection["counts"],
     }
     return result, summary
 
 
-def _write_overlay(
-    path: Path, scene: SceneResult, result: Interpretation, band: int | None, values: str, simulated: bool
-) -> None:
+def _write_overlay(path: Path, scene: SceneResult, result: Interpretation, band: int | None, values: str) -> None:
     from fusar_edge.runtime.overlay import overlay_from_result
 
     with open_scene(scene.path, band=band, values=values, radiometry=result.bundle.radiometry) as opened:
-        overlay_from_result(opened, scene, result, simulated=simulated).save(path, format="PNG")
+        overlay_from_result(opened, scene, result).save(path, format="PNG")
 
 
 def _overlay_paths(overlay: Path | None, scenes: int) -> list[Path]:

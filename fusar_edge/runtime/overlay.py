@@ -29,7 +29,7 @@ Rectangle = tuple[float, float, float, float]
 """x1, y1, x2, y2 in pixels of the picture."""
 
 
-def overlay_from_result(scene: Scene, result: SceneResult, interpretation: Interpretation, *, simulated: bool) -> Any:
+def overlay_from_result(scene: Scene, result: SceneResult, interpretation: Interpretation) -> Any:
     """The picture (PIL.Image, RGB) of one scene, which must be open."""
     preview = _preview(scene)
     view = _View.of(preview, scene)
@@ -47,7 +47,7 @@ def overlay_from_result(scene: Scene, result: SceneResult, interpretation: Inter
         _draw_panel(draw, view.rectangle(_own_area(window, result.windows)), lines, boxes)
     for detection, box in zip(result.detections, boxes, strict=True):
         _draw_box(draw, view, box, f"{detection.label} {detection.confidence:.2f}")
-    return _with_legend(picture, _legend(result, interpretation, simulated))
+    return _with_legend(picture, _legend(result, interpretation))
 
 
 @dataclass(frozen=True)
@@ -179,11 +179,11 @@ def _covered(panel: Rectangle, boxes: Sequence[Rectangle]) -> int:
     return sum(b[0] < panel[2] and panel[0] < b[2] and b[1] < panel[3] and panel[1] < b[3] for b in boxes)
 
 
-def _legend(result: SceneResult, interpretation: Interpretation, simulated: bool) -> list[tuple[Any, str]]:
+def _legend(result: SceneResult, interpretation: Interpretation) -> list[tuple[Any, str]]:
     """(colour of a swatch or None, text) of each line under the picture."""
     bundle = interpretation.bundle
     settings = bundle.settings
-    origin = "simulated scene" if simulated else f"scene, {result.acquired or 'time unknown'}"
+    origin = "simulated scene" if result.simulated else f"scene, {result.acquired or 'time unknown'}"
     tiles = f"{len(result.windows)} tiles of {settings.tile_px} px"
     no_data = f", {result.skipped} without data" if result.skipped else ""
     boxes = sum(detection.seen for detection in result.detections)

@@ -62,6 +62,8 @@ class Scene:
             self.geolocation = geolocation_from_dataset(dataset, str(path))
         self.acquired = acquired_from_product(path.name, dataset.tags(), dataset.tags(ns="IMAGERY"))
         """Start of the acquisition, ISO 8601 UTC, from the product's tags or a product name; None if neither says."""
+        self.simulated = dataset.tags().get("SIMULATED") == "YES"
+        """The file says of itself that nothing in it was measured (`fusar-edge simulate`)."""
         self.kind: Kind = self._kind(values)
         """What the values are: "uint8", "db", "power" or "amplitude"; given, or decided once for the whole scene."""
 

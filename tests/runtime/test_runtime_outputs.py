@@ -110,7 +110,7 @@ def test_a_footprint_across_the_antimeridian_is_cut_there(bundle: Bundle, tmp_pa
 def test_the_overlay_shows_boxes_cells_and_a_legend(interpreted: Interpretation) -> None:
     scene = interpreted.scenes[0]
     with open_scene(scene.path) as opened:
-        picture = overlay_from_result(opened, scene, interpreted, simulated=True)
+        picture = overlay_from_result(opened, scene, interpreted)
     pixels = np.asarray(picture).astype(int)
     assert picture.width == 1400
     assert picture.height > 1400 * 64 / 110 + 60  # a legend below

@@ -49,6 +49,7 @@ def test_tiles_cover_a_real_scene_and_stay_inside_it(real_data: Path, name: str)
             for b in (0, 1)
         ]
         cx, cy = np.array(corners, np.float64).T
+        assert not scene.simulated
         assert np.any([inside(ring, somewhere) for ring in rings], axis=0).all()
         assert inside(whole, np.column_stack(scene.lonlat(cx, cy))).all()
         own = np.column_stack(scene.lonlat(cx, cy)).reshape(len(windows), 4, 2)
