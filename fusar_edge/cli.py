@@ -291,18 +291,24 @@ def calibrate(
     _result({"out": str(out), **manifest.figures["int8_vs_fp32"]})
 
 
-@app.command(epilog="Example: fusar-edge build cpu --onnx int8 --out bundle")
+@app.command(epilog="Example: fusar-edge build cpu --onnx int8 --reference onnx --data ssdd/val.jsonl --out bundle")
 def build(
     spec: Annotated[str, typer.Argument(metavar="SPEC", help="Device on the shelf engines/, or a .toml file.")],
     onnx: Annotated[Path, typer.Option(help="Folder that `calibrate` (INT8) or `export` (FP32) wrote.")],
     out: Out,
+    data: Annotated[
+        Path | None, typer.Option(help="Manifest that training never saw: its task metrics go into the bundle.")
+    ] = None,
+    reference: Annotated[Path | None, typer.Option(help="FP32 folder to measure beside it on --data.")] = None,
+    images: Annotated[int | None, typer.Option(min=1, help="Only the first so many images of --data.")] = None,
     force: Force = False,
 ) -> None:
     """Graphs -> bundle for one device, every file sealed by its hash."""
     _need_workshop()
     from fusar_edge.engines.build import build as run
 
-    manifest = run(spec, onnx, out, force=force)
+    with _bar("measuring") as step:
+        manifest = run(spec, onnx, out, data=data, reference=reference, images=images, force=force, progress=step)
     _result({"out": str(out), "precision": manifest.settings["precision"], "files": len(manifest.files)})
 
 

@@ -74,6 +74,24 @@ def _asked_image(session: Session, image: Path, triplets: list[Triplet]) -> list
     return scored
 
 
+def ask_manifest(
+    session: Session,
+    data: Path,
+    *,
+    tasks: Sequence[str] = (),
+    images: int | None = None,
+    progress: Progress | None = None,
+) -> list[Scored]:
+    """Every question of a manifest (of its first `images` images), answered."""
+    groups = _selected(data, tasks, images)
+    scored: list[Scored] = []
+    for number, (image, triplets) in enumerate(groups.items(), 1):
+        scored += _asked_image(session, image, triplets)
+        if progress:
+            progress(number, len(groups), scored[-1].said.text)
+    return scored
+
+
 def evaluate(
     target: str,
     data: Path,
@@ -94,13 +112,9 @@ def evaluate(
     for path in (out, answers):
         if path is not None:
             check_output(path, force)
-    groups = _selected(data, tasks, images)
+    count = len(_selected(data, tasks, images))
     session = open_session(target, threads)
-    scored: list[Scored] = []
-    for number, (image, triplets) in enumerate(groups.items(), 1):
-        scored += _asked_image(session, image, triplets)
-        if progress:
-            progress(number, len(groups), scored[-1].said.text)
+    scored = ask_manifest(session, data, tasks=tasks, images=images, progress=progress)
     result = {
         "target": str(target),
         "target_sha256": session.bundle.sha256,
@@ -108,7 +122,7 @@ def evaluate(
         "precision": session.bundle.settings.precision,
         "data": f"{data.parent.name}/{data.name}",
         "data_sha256": sha256_file(data),
-        "images": len(groups),
+        "images": count,
         "tasks": task_metrics(scored),
         "packages": package_versions("fusar-edge", "onnxruntime", "numpy", "torch"),
     }

@@ -52,6 +52,29 @@ def test_a_bundle_carries_where_it_came_from(tmp_path: Path) -> None:
     assert manifest.recipe == SPEC
 
 
+def test_a_bundle_carries_its_task_metrics_beside_those_of_fp32(tmp_path: Path) -> None:
+    data = tiny_graphs.tiles()
+    manifest = build(
+        spec_file(tmp_path),
+        tiny_graphs.int8_folder(),
+        tmp_path / "bundle",
+        data=data,
+        reference=tiny_graphs.fp32_folder(),
+        images=2,
+    )
+    measured = manifest.figures["tasks"]
+    assert measured["data_sha256"] == sha256_file(data)
+    assert [measured[precision]["count"]["questions"] for precision in ("int8", "fp32")] == [2, 2]
+    assert read_manifest(tmp_path / "bundle").figures["tasks"] == measured
+
+
+def test_a_reference_without_data_is_refused(tmp_path: Path) -> None:
+    source = tiny_graphs.int8_folder()
+    with pytest.raises(InputError, match="--data"):
+        build(spec_file(tmp_path), source, tmp_path / "bundle", reference=source)
+    assert not (tmp_path / "bundle").exists()
+
+
 def test_a_changed_graph_is_refused_by_name(tmp_path: Path) -> None:
     build(spec_file(tmp_path), tiny_graphs.int8_folder(), tmp_path / "bundle")
     graph = tmp_path / "bundle" / "decoder.onnx"
