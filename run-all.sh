@@ -3,15 +3,15 @@
 #
 #   ./run-all.sh [--quick | --full] [OUT]     OUT: folder for everything that is made (default: out/)
 #
-# Default: a quarter of the recipe's training steps, under 30 minutes on 2 cores. --quick: a few steps of everything, which
+# Default: a fifth of the recipe's training steps, under 30 minutes on 2 cores. --quick: a few steps of everything, which
 # proves the pipeline and teaches the model nothing. --full: all steps of the recipe (hours on 2 cores).
 # Real ship chips: set FUSAR_EDGE_DATA to a folder that holds `ssdd/`; without it, simulated scenes stand in for them.
 set -euo pipefail
 
-scale=0.25 scenes=400 images=100000 data=${FUSAR_EDGE_DATA:-}
+scale=0.2 scenes=400 images=60 data=${FUSAR_EDGE_DATA:-}
 case "${1:-}" in
     --quick) scale=0.004 scenes=96 images=8; shift ;;
-    --full) scale=1 scenes=1200; shift ;;
+    --full) scale=1 scenes=1200 images=100000; shift ;;
 esac
 out=${1:-out}
 fresh="--force"
@@ -33,7 +33,7 @@ fusar-edge train fusar-tiny --stage 2 --scale $scale --init "$out/stage1" --data
 fusar-edge export fusar-tiny --checkpoint "$out/stage2" --out "$out/onnx" $fresh
 fusar-edge calibrate w8a8-percentile --onnx "$out/onnx" --data "$real" --data "$out/sim/triplets.jsonl" --out "$out/int8" $fresh
 fusar-edge build cpu --onnx "$out/onnx" --out "$out/bundle-fp32" $fresh
-fusar-edge build cpu --onnx "$out/int8" --reference "$out/onnx" --data "$held_out" --images $images --out "$out/bundle" $fresh
+fusar-edge build cpu --onnx "$out/int8" --out "$out/bundle" $fresh
 
 fusar-edge eval "$out/bundle-fp32" --data "$held_out" --images $images --json "$out/fp32.json" $fresh
 fusar-edge eval "$out/bundle" --data "$held_out" --images $images --json "$out/int8.json" $fresh
