@@ -1,7 +1,7 @@
 """Questions and answers about one image as token ids, with labels on the answers only.
 
 Several questions of one image share its prompt prefix: each sees the prefix and itself, through the attention mask, and
-its positions go on from the prefix. One sequence then costs little more than its longest question alone.
+its positions go on from the prefix, which is then computed once.
 """
 
 from __future__ import annotations
