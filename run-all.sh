@@ -3,7 +3,7 @@
 #
 #   ./run-all.sh [--quick | --full] [OUT]     OUT: folder for everything that is made (default: out/)
 #
-# Default: a fifth of the recipe's training steps, meant for under 30 minutes on 2 cores (docs/log.md). --quick: a few steps
+# Default: a fifth of the recipe's training steps, 18 minutes on 2 cores (docs/log.md). --quick: a few steps
 # of everything, which proves the pipeline and teaches the model nothing. --full: all steps of the recipe (hours).
 # Real ship chips: set FUSAR_EDGE_DATA to a folder that holds `ssdd/`; without it, simulated scenes stand in for them.
 set -euo pipefail
