@@ -42,6 +42,8 @@ class Manifest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """Versions of the packages that took part."""
     machine: str = ""
     """Processor and system."""
+    seal: str = ""
+    """SHA-256 of all the other fields, so that a change of any of them is found too. Written by `write_manifest`."""
 
 
 def sha256_file(path: Path) -> str:
@@ -72,6 +74,7 @@ def package_versions(*names: str) -> dict[str, str]:
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write `folder/manifest.json`, readable by a person."""
     manifest.machine = manifest.machine or f"{platform.machine()} {platform.system()} {os.cpu_count()} cpu"
+    manifest.seal = _seal(manifest)
     data = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
     (folder / FILENAME).write_bytes(data + b"\n")
 
@@ -82,9 +85,18 @@ def read_manifest(folder: Path, error: type[InputError] = InputError) -> Manifes
     if not path.is_file():
         raise error(f"{folder} has no {FILENAME}: it is not a folder that fusar-edge made, or it is incomplete")
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Manifest)
-    except msgspec.MsgspecError as problem:
+        manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as problem:
         raise error(f"{path}: {problem}") from None
+    if manifest.seal and manifest.seal != _seal(manifest):
+        raise error(f"{path} was changed: it is not what its seal says; copy the folder again or make it anew")
+    return manifest
+
+
+def _seal(manifest: Manifest) -> str:
+    """Empty fields are left out, so that a field added later does not change the seal of what was written before it."""
+    fields = {name: value for name, value in msgspec.structs.asdict(manifest).items() if value and name != "seal"}
+    return hashlib.sha256(msgspec.json.encode(fields)).hexdigest()
 
 
 def verify_files(folder: Path, manifest: Manifest, error: type[InputError] = InputError) -> None:

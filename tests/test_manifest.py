@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -67,3 +68,14 @@ def test_a_broken_manifest_is_refused_by_name(tmp_path: Path, text: str) -> None
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(InputError, match=r"manifest\.json"):
         read_manifest(tmp_path)
+
+
+def test_a_field_that_changed_is_found_by_the_seal_and_a_folder_without_one_is_read(tmp_path: Path) -> None:
+    write_manifest(tmp_path, Manifest(stage="build", figures={"accuracy": 0.5}, settings={"size": 252}))
+    path = tmp_path / "manifest.json"
+    assert read_manifest(tmp_path).figures == {"accuracy": 0.5}
+    path.write_text(path.read_text().replace("0.5", "0.9"))
+    with pytest.raises(InputError, match=r"manifest\.json was changed"):
+        read_manifest(tmp_path)
+    path.write_text(re.sub('"seal": "[0-9a-f]*"', '"seal": ""', path.read_text()))
+    assert read_manifest(tmp_path).figures == {"accuracy": 0.9}

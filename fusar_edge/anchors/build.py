@@ -1,172 +1,293 @@
-"""Builds a table from AlphaEarth rasters and point tables, one shard at a time."""
+"""Builds a table from AlphaEarth rasters and point tables: in parallel, and going on where it was stopped."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-
-from fusar_edge.anchors.codes import BANDS, CREDIT, LICENCE, codes_from_sums, valid_from_codes
-from fusar_edge.anchors.layout import CHUNK, FORMAT, SHARD, create_root, create_zone
-from fusar_edge.anchors.sources import Cells, Layer, Source, Sums, open_source
+from fusar_edge.anchors.codes import BANDS, CREDIT, LICENCE
+from fusar_edge.anchors.layout import FORMAT, create_root, create_zone
+from fusar_edge.anchors.pieces import Piece, piece_cells, write_piece
+from fusar_edge.anchors.sources import Cells, Layer, Source, SourceFile, open_source, source_file
+from fusar_edge.anchors.unfinished import Shard, Unfinished, unfinished_table
+from fusar_edge.anchors.workers import done_in_any_order, open_workers
 from fusar_edge.anchors.zones import lonlat_bounds
 from fusar_edge.errors import AnchorError
-from fusar_edge.manifest import (
-    Manifest,
-    check_output,
-    folder_hashes,
-    output_folder,
-    package_versions,
-    sha256_file,
-    write_manifest,
-)
+from fusar_edge.manifest import Manifest, check_output, package_versions, sha256_file, write_manifest
+
+if TYPE_CHECKING:
+    from fusar_edge.anchors.area import Area
+
+Progress = Callable[[int, int, str], None]
+"""Done, in all, of what."""
 
 SPACINGS_M = (1, 2560)
 """Smallest and largest spacing; 256 x 256 pixels of 10 m are far below what an int32 sum holds."""
 YEARS = (2000, 2100)
+METHODS = {False: "re-normalised mean of the valid vectors in a cell", True: "the sources' own overviews"}
 
 
 def build_table(
-    sources: list[Path],
+    sources: Sequence[str | Path | SourceFile],
     out: Path,
     *,
-    year: int | None,
+    years: Sequence[int] = (),
     spacing_m: int,
+    area: Area | None = None,
+    overviews: bool = False,
+    jobs: int | None = None,
+    cluster: str | None = None,
     force: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = lambda done, total, what: None,
 ) -> Manifest:
     """Write the table `out` and return its manifest.
 
     A cell holds the re-normalised mean of the valid vectors whose pixel centre or point lies in it, over all sources
     (as the official overviews are made); a cell with one vector keeps its codes, one with none is NODATA. The sums are
-    exact integers, so the order of sources, blocks and rows does not matter. `year` is that of the rasters; point
-    tables bring their own. `progress(done, total)` counts shards. Memory: about 450 MiB, whatever the size of the area.
-    Raises AnchorError (a source that is not AlphaEarth's, named) and OutputExistsError; neither leaves output behind.
+    exact integers, so neither the order of sources, blocks and rows nor the number of workers changes a byte.
+    `sources`: paths or URLs, `@YEAR` behind a raster's; `years`: the one of the rasters that bring none, and those to
+    take from tables of points (none: all). `area`: only cells that it touches. `overviews`: rasters' own overviews of
+    the spacing instead of their pixels, a fraction of the bytes. `jobs`, `cluster`: see `open_workers`; memory is about
+    250 MiB for each piece worked on at once.
+
+    A build that was stopped goes on when it is given again. Raises AnchorError (a source that is not AlphaEarth's,
+    named; an output that cannot be written) and OutputExistsError; what looks complete is complete.
     """
+    out = Path(out)
     check_output(out, force)
-    _check_settings(sources, year, spacing_m)
-    opened = [open_source(Path(path), year=year, spacing_m=spacing_m) for path in sources]
-    layers = _layers(opened)
-    with output_folder(out, force=force) as folder:
-        manifest = Manifest(stage="anchors", inputs=_input_hashes(opened))
-        root = create_root(folder, spacing_m, [zone for zone, _ in _zones(layers)])
-        arrays = {
-            zone: create_zone(root, zone, cells, _years(layers, zone), spacing_m) for zone, cells in _zones(layers)
-        }
-        valid_cells = _fill(arrays, opened, layers, progress)
-        manifest.files = folder_hashes(folder)
-        manifest.figures = _figures(layers, valid_cells, spacing_m)
-        manifest.settings = {"format": FORMAT, "licence": LICENCE, "credit": CREDIT}
-        manifest.packages = package_versions("zarr", "numcodecs", "numpy", "pyproj", "rasterio")
-        write_manifest(folder, manifest)
+    _check_settings(sources, years, spacing_m)
+    files = [file if isinstance(file, SourceFile) else source_file(str(file)) for file in sources]
+    opened = _opened(files, years, spacing_m, overviews, progress)
+    boxes = _boxes(opened, years, area, spacing_m)
+    hashes = _hashes(opened, progress)
+    plan = _plan(opened, hashes, boxes, area, spacing_m, overviews)
+    with unfinished_table(out, force=force) as unfinished:
+        if not unfinished.take_up(plan, force):
+            _create(unfinished.table, boxes, spacing_m)
+        _write_pieces(unfinished, opened, boxes, area, spacing_m, (jobs, cluster), progress)
+        manifest = _manifest(unfinished, plan, boxes, spacing_m)
+        write_manifest(unfinished.table, manifest)
+        unfinished.publish()
     return manifest
 
 
-def _check_settings(sources: list[Path], year: int | None, spacing_m: int) -> None:
+def _check_settings(sources: Sequence[Any], years: Sequence[int], spacing_m: int) -> None:
     if not sources:
-        raise AnchorError("no sources: give at least one AlphaEarth GeoTIFF or CSV table")
+        raise AnchorError("no sources: give at least one AlphaEarth GeoTIFF or table of points")
     if not SPACINGS_M[0] <= spacing_m <= SPACINGS_M[1]:
         raise AnchorError(f"spacing is {spacing_m} m; give {SPACINGS_M[0]} to {SPACINGS_M[1]} m")
-    if year is not None and not YEARS[0] <= year <= YEARS[1]:
-        raise AnchorError(f"year is {year}; give {YEARS[0]} to {YEARS[1]} (AlphaEarth begins with 2017)")
+    for year in years:
+        if not YEARS[0] <= year <= YEARS[1]:
+            raise AnchorError(f"year is {year}; give {YEARS[0]} to {YEARS[1]} (AlphaEarth begins with 2017)")
 
 
-def _input_hashes(sources: list[Source]) -> dict[str, str]:
-    """File name -> SHA-256; a name that occurs twice gets a number."""
-    hashes: dict[str, str] = {}
+def _opened(
+    files: list[SourceFile], years: Sequence[int], spacing_m: int, overviews: bool, progress: Progress
+) -> list[Source]:
+    opened = []
+    for done, file in enumerate(files, start=1):
+        opened.append(open_source(file, years, spacing_m, overviews=overviews))
+        progress(done, len(files), "opening sources")
+    _refuse_overlaps(opened)
+    return opened
+
+
+def _refuse_overlaps(sources: list[Source]) -> None:
+    """A pixel that two rasters hold would count twice."""
+    from fusar_edge.anchors.rasters import RasterSource
+
+    by_layer: dict[Layer, list[RasterSource]] = defaultdict(list)
     for source in sources:
-        name, number = source.path.name, 2
-        while name in hashes:
-            name, number = f"{source.path.name}#{number}", number + 1
-        hashes[name] = sha256_file(source.path)
-    return hashes
+        if not isinstance(source, RasterSource):
+            continue
+        west, south, east, north = source.bounds_m
+        for other in by_layer[source.layer]:
+            left, bottom, right, top = other.bounds_m
+            if west < right and left < east and south < top and bottom < north:
+                raise AnchorError(
+                    f"{other.location} and {source.location} overlap in the same year: pixels would count "
+                    "twice. Give one of them, or cut one so that they only touch"
+                )
+        by_layer[source.layer].append(source)
 
 
-def _layers(sources: list[Source]) -> dict[Layer, Cells]:
-    """The box of cells that the sources touch, per zone and year."""
-    boxes: dict[Layer, Cells] = {}
+def _boxes(
+    sources: list[Source], years: Sequence[int], area: Area | None, spacing_m: int
+) -> dict[str, tuple[Cells, list[int]]]:
+    """Zone -> the box of cells that the sources and the area touch, all years together, and its years."""
+    boxes: dict[str, tuple[Cells, list[int]]] = {}
     for source in sources:
         for layer, cells in source.layers().items():
-            boxes[layer] = boxes[layer].union(cells) if layer in boxes else cells
+            if years and layer.year not in years:
+                continue
+            box, held = boxes.get(layer.zone, (cells, []))
+            boxes[layer.zone] = box.union(cells), sorted({*held, layer.year})
+    if area is not None:
+        asked = {zone: area.cells(zone, spacing_m) for zone in boxes}
+        step = _piece_side(sources, spacing_m)
+        cut = {zone: (_snapped(boxes[zone][0], cells, step), boxes[zone][1]) for zone, cells in asked.items() if cells}
+        boxes = {zone: (box, held) for zone, (box, held) in cut.items() if box}
+    if not boxes:
+        names = ", ".join(source.location for source in sources[:3])
+        raise AnchorError(f"{names}: nothing in the area or years asked for; give sources that cover them")
     return dict(sorted(boxes.items()))
 
 
-def _zones(layers: dict[Layer, Cells]) -> list[tuple[str, Cells]]:
-    """The box of each zone, all years together."""
-    boxes: dict[str, Cells] = {}
-    for layer, cells in layers.items():
-        boxes[layer.zone] = boxes[layer.zone].union(cells) if layer.zone in boxes else cells
-    return list(boxes.items())
+def _snapped(box: Cells, area: Cells, step: int) -> Cells | None:
+    """The part of a box that an area touches, in whole pieces from the box's north-west corner.
+
+    So pieces stay on the blocks of the published files, which are then decoded once; a shard outside gets no file.
+    """
+    part = box.overlap(area)
+    if part is None:
+        return None
+    west, east = (part.col0 - box.col0) // step, -(-(part.col1 - box.col0) // step)
+    north, south = (box.row1 - part.row1) // step, -(-(box.row1 - part.row0) // step)
+    return Cells(
+        box.col0 + west * step,
+        max(box.row0, box.row1 - south * step),
+        min(box.col1, box.col0 + east * step),
+        box.row1 - north * step,
+    )
 
 
-def _years(layers: dict[Layer, Cells], zone: str) -> list[int]:
-    return sorted(layer.year for layer in layers if layer.zone == zone)
+def _piece_side(sources: list[Source], spacing_m: int) -> int:
+    return piece_cells(spacing_m, spacing_m if all(source.cell_is_pixel for source in sources) else None)
 
 
-def _shards(box: Cells) -> Iterator[Cells]:
-    """Windows of a zone's box, from the north-west, as the array's shards cut it."""
-    for top in range(box.row1, box.row0, -SHARD):
-        for left in range(box.col0, box.col1, SHARD):
-            yield Cells(left, max(top - SHARD, box.row0), min(left + SHARD, box.col1), top)
+def _hashes(sources: list[Source], progress: Progress) -> dict[str, str]:
+    """File name -> hash; a name that occurs twice gets a number."""
+    from fusar_edge.anchors.locations import fingerprint, name_of
+
+    hashes: dict[str, str] = {}
+    for done, source in enumerate(sources, start=1):
+        name = unique = name_of(source.location)
+        number = 2
+        while unique in hashes:
+            unique, number = f"{name}#{number}", number + 1
+        hashes[unique] = fingerprint(source.location)
+        progress(done, len(sources), "hashing sources")
+    return hashes
 
 
-def _fill(
-    arrays: dict[str, Any],
+def _plan(
     sources: list[Source],
-    layers: dict[Layer, Cells],
-    progress: Callable[[int, int], None] | None,
-) -> dict[Layer, int]:
-    """Write every shard that holds a vector; returns the valid cells per layer."""
-    boxes = dict(_zones(layers))
-    jobs = [(layer, window) for layer in layers for window in _shards(boxes[layer.zone])]
-    valid = dict.fromkeys(layers, 0)
-    for done, (layer, window) in enumerate(jobs, start=1):
-        codes = _shard_codes(sources, layer, window)
-        if codes is not None:
-            box = boxes[layer.zone]
-            row, col = box.row1 - window.row1, window.col0 - box.col0
-            year_index = _years(layers, layer.zone).index(layer.year)
-            arrays[layer.zone][year_index, row : row + codes.shape[0], col : col + codes.shape[1]] = codes
-            valid[layer] += int(valid_from_codes(codes).sum())
-        if progress is not None:
-            progress(done, len(jobs))
-    if not any(valid.values()):
-        names = ", ".join(source.path.name for source in sources)
-        raise AnchorError(f"{names}: no valid vector in any source, every pixel is masked; give files that cover land")
-    return valid
+    hashes: dict[str, str],
+    boxes: dict[str, tuple[Cells, list[int]]],
+    area: Area | None,
+    spacing_m: int,
+    overviews: bool,
+) -> dict[str, Any]:
+    """All that decides what the table holds."""
+    return {
+        "format": FORMAT,
+        "sources": hashes,
+        "layers": sorted({tuple(layer) for source in sources for layer in source.layers()}),
+        "zones": boxes,
+        "area": area.geojson() if area else None,
+        "spacing": spacing_m,
+        "method": METHODS[overviews],
+        "piece": _piece_side(sources, spacing_m),
+    }
 
 
-def _shard_codes(sources: list[Source], layer: Layer, window: Cells) -> npt.NDArray[np.int8] | None:
-    """int8 [rows, cols, 64], or None where no source has a valid vector."""
-    near = [s for s in sources if layer in (boxes := s.layers()) and boxes[layer].overlap(window)]
-    if not near:
-        return None
-    rows, cols = window.row1 - window.row0, window.col1 - window.col0
-    sums = Sums(np.zeros((rows, cols, BANDS), np.int32), np.zeros((rows, cols), np.int32))
-    for source in near:
-        source.add_to(sums, layer, window)
-    if not sums.counts.any():
-        return None
-    bands = range(0, rows, CHUNK)  # the float64 values of a whole shard would take 128 MiB several times over
-    return np.concatenate([codes_from_sums(sums.squares[r : r + CHUNK], sums.counts[r : r + CHUNK]) for r in bands])
+def _create(table: Path, boxes: dict[str, tuple[Cells, list[int]]], spacing_m: int) -> None:
+    root = create_root(table, spacing_m, list(boxes))
+    for zone, (box, years) in boxes.items():
+        create_zone(root, zone, box, years, spacing_m)
 
 
-def _figures(layers: dict[Layer, Cells], valid: dict[Layer, int], spacing_m: int) -> dict[str, Any]:
-    boxes = dict(_zones(layers))
+def _write_pieces(
+    unfinished: Unfinished,
+    sources: list[Source],
+    boxes: dict[str, tuple[Cells, list[int]]],
+    area: Area | None,
+    spacing_m: int,
+    workers: tuple[int | None, str | None],
+    progress: Progress,
+) -> None:
+    side = _piece_side(sources, spacing_m)
+    near: dict[Layer, list[tuple[Cells, Source]]] = defaultdict(list)
+    for source in sources:
+        for layer, cells in source.layers().items():
+            near[layer].append((cells, source))
+    names = [
+        (Layer(zone, year), window)
+        for zone, (box, years) in boxes.items()
+        for year in years
+        for window in _windows(box, side)
+        if any(cells.overlap(window) for cells, _ in near[Layer(zone, year)])
+    ]
+    total, waiting = len(names), [at for at in names if _name(*at) not in unfinished.done]
+    progress(total - len(waiting), total, "building")
+
+    def pieces() -> Iterator[Piece]:
+        for layer, window in waiting:
+            box, years = boxes[layer.zone]
+            parts = (source.part(layer, window) for cells, source in near[layer] if cells.overlap(window))
+            cut = tuple(part for part in parts if part is not None)
+            index = years.index(layer.year)
+            name = _name(layer, window)
+            yield Piece(name, unfinished.table.absolute(), layer, index, box, window, spacing_m, cut, area)
+
+    with open_workers(*workers) as (executor, at_once):
+        for name, shards in done_in_any_order(executor, at_once, write_piece, pieces()):
+            unfinished.add(name, shards)
+            progress(len(unfinished.done), total, "building")
+    if not any(unfinished.done.values()):
+        names_of = ", ".join(source.location for source in sources[:3])
+        raise AnchorError(
+            f"{names_of}: no valid vector, every pixel is masked or outside the area; give files that cover land"
+        )
+
+
+def _windows(box: Cells, side: int) -> Iterator[Cells]:
+    """Windows of a zone's box, from the north-west."""
+    for top in range(box.row1, box.row0, -side):
+        for left in range(box.col0, box.col1, side):
+            yield Cells(left, max(top - side, box.row0), min(left + side, box.col1), top)
+
+
+def _name(layer: Layer, window: Cells) -> str:
+    return f"{layer.zone}/{layer.year}/{window.col0}/{window.row1}"
+
+
+def _manifest(
+    unfinished: Unfinished, plan: dict[str, Any], boxes: dict[str, tuple[Cells, list[int]]], spacing_m: int
+) -> Manifest:
+    shards = {shard.file: shard for done in unfinished.done.values() for shard in done}
+    table = unfinished.table
+    small = (path.relative_to(table).as_posix() for path in table.rglob("*") if path.is_file())
+    files = {name: sha256_file(table / name) for name in small if name not in shards}
+    return Manifest(
+        stage="anchors",
+        inputs=plan["sources"],
+        files=dict(sorted((files | {name: shard.sha256 for name, shard in shards.items()}).items())),
+        figures=_figures(boxes, list(shards.values()), spacing_m) | {"area": plan["area"], "method": plan["method"]},
+        settings={"format": FORMAT, "form": "codes", "bands": BANDS, "licence": LICENCE, "credit": CREDIT},
+        packages=package_versions("zarr", "numcodecs", "numpy", "pyproj", "rasterio"),
+    )
+
+
+def _figures(boxes: dict[str, tuple[Cells, list[int]]], shards: list[Shard], spacing_m: int) -> dict[str, Any]:
+    valid: dict[tuple[str, int], int] = defaultdict(int)
+    for shard in shards:
+        zone, _, _, year_index, *_ = shard.file.split("/")
+        valid[zone, int(year_index)] += shard.valid
     zones = {}
-    for zone, box in boxes.items():
+    for zone, (box, years) in boxes.items():
         west, south, east, north = (int(v) * spacing_m for v in box)
-        area = (box.row1 - box.row0) * (box.col1 - box.col0)
-        years = {str(layer.year): count for layer, count in valid.items() if layer.zone == zone}
+        cells = (box.row1 - box.row0) * (box.col1 - box.col0)
+        counts = {str(year): valid[zone, index] for index, year in enumerate(years)}
         zones[zone] = {
             "utm_bounds": [west, south, east, north],
             "bounds": [round(v, 6) for v in lonlat_bounds(zone, west, south, east, north)],
             "rows": box.row1 - box.row0,
             "cols": box.col1 - box.col0,
-            "valid_cells": years,
-            "coverage": {year: round(count / area, 6) for year, count in years.items()},
+            "valid_cells": counts,
+            "coverage": {year: round(count / cells, 6) for year, count in counts.items()},
         }
-    return {"spacing_m": spacing_m, "years": sorted({layer.year for layer in layers}), "zones": zones}
+    held = sorted({year for _, years in boxes.values() for year in years})
+    return {"spacing_m": spacing_m, "years": held, "zones": zones}

@@ -1,39 +1,132 @@
-"""`fusar-edge anchors`: build, info, verify."""
+"""`fusar-edge anchors`: plan, build, info, verify, preview. (`bake` needs the workshop: fusar_edge.cli.)"""
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from fusar_edge.errors import AnchorError
+
+if TYPE_CHECKING:
+    from fusar_edge.anchors.area import Area
+
 app = typer.Typer(
-    help="AlphaEarth anchor tables: build, inspect, verify.", no_args_is_help=True, rich_markup_mode="markdown"
+    help="AlphaEarth anchor tables: plan, build, inspect, verify, look at, bake.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
 )
 
-TablePath = Annotated[Path, typer.Argument(metavar="TABLE", help="Folder that `build` made.")]
+TablePath = Annotated[Path, typer.Argument(metavar="TABLE", help="Folder that `build` or `bake` made.")]
+Bounds = Annotated[
+    tuple[float, float, float, float] | None,
+    typer.Option(metavar="W S E N", help="Degrees; W > E goes across the antimeridian."),
+]
+AreaFile = Annotated[Path | None, typer.Option("--area", metavar="AOI.geojson", help="Polygons, WGS 84.")]
+Years = Annotated[list[int] | None, typer.Option("--year", help="Repeat for several.")]
+Index = Annotated[
+    str | None,
+    typer.Option(help="aef_index.parquet, path or URL: its tiles in the area and years become the sources."),
+]
+Mirror = Annotated[
+    str | None, typer.Option(help="Folder or URL with copies, in place of all up to `/annual/` of the index's paths.")
+]
+Spacing = Annotated[int, typer.Option(help="Metres between anchors.")]
 
 
-@app.command(epilog="Example: fusar-edge anchors build --source tile.tif --year 2024 --spacing 80 --out la.anchors")
-def build(
-    source: Annotated[
-        list[Path], typer.Option(help="AlphaEarth GeoTIFF (or .vrt) or CSV of points; repeat for several.")
-    ],
-    out: Annotated[Path, typer.Option(help="Folder to write.")],
-    year: Annotated[
-        int | None, typer.Option(help="Year of the rasters, or the one to take from CSV tables (default: all).")
-    ] = None,
-    spacing: Annotated[int, typer.Option(help="Metres between anchors, a multiple of the rasters' pixels.")] = 80,
-    force: Annotated[bool, typer.Option("--force", help="Replace --out.")] = False,
+@app.command(
+    epilog="Example: fusar-edge anchors plan --bounds -118.6 33.5 -117.8 34.1 --year 2024 --spacing 80 "
+    "--index aef_index.parquet"
+)
+def plan(
+    bounds: Bounds = None,
+    area: AreaFile = None,
+    km2: Annotated[float | None, typer.Option(help="Size alone, where the place does not matter.")] = None,
+    year: Years = None,
+    spacing: Spacing = 80,
+    form: Annotated[
+        Literal["raw", "baked"], typer.Option(help="64 codes an anchor, or a rank's coefficients.")
+    ] = "raw",
+    rank: Annotated[int | None, typer.Option(help="Of the baked form.")] = None,
+    index: Index = None,
+    mirror: Mirror = None,
 ) -> None:
-    """Pack AlphaEarth vectors into a table for the device."""
+    """Bytes on disk and to download, before anything is downloaded."""
+    from rich.console import Console
+
+    from fusar_edge.anchors.plan import plan_from_km2, plan_table, plan_text
+
+    asked = _area(bounds, area)
+    if km2 is not None:
+        if asked is not None or index is not None:
+            raise AnchorError("--km2 stands alone: leave out --bounds, --area and --index")
+        result = plan_from_km2(km2, spacing, year or [], form=form, rank=rank)
+    else:
+        if asked is None:
+            raise AnchorError("no area: give --bounds W S E N, --area AOI.geojson or --km2")
+        tiles = _tiles(index, asked, year, mirror)
+        result = plan_table(asked, spacing, year or [], form=form, rank=rank, tiles=tiles)
+    Console(stderr=True).print(plan_text(result))
+    _print_json(result)
+
+
+@app.command(
+    epilog="Example: fusar-edge anchors build --source tile.tif --year 2024 --spacing 80 --out la.anchors"
+    "\n\nExample: fusar-edge anchors build --index https://data.source.coop/tge-labs/aef/v1/annual/aef_index.parquet "
+    "--bounds -118.6 33.5 -117.8 34.1 --year 2024 --out la.anchors"
+)
+def build(
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    source: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="AlphaEarth GeoTIFF, a path or https, s3 or gs address, `@YEAR` behind it where years differ; or a "
+            "table of points (Earth Engine CSV, official .npy). Repeat for several."
+        ),
+    ] = None,
+    index: Index = None,
+    mirror: Mirror = None,
+    bounds: Bounds = None,
+    area: AreaFile = None,
+    year: Years = None,
+    spacing: Spacing = 80,
+    overviews: Annotated[
+        bool, typer.Option(help="Read the sources' own overviews of the spacing: a fraction of the bytes.")
+    ] = False,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Pieces at once, 250 MiB each. Default: cores, up to 8.")
+    ] = None,
+    cluster: Annotated[
+        str | None, typer.Option(help="Dask scheduler tcp://HOST:PORT, or local:N processes. Paths are shared.")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace --out, and an unfinished build with other options.")
+    ] = False,
+) -> None:
+    """Pack AlphaEarth vectors into a table for the device. A build that was stopped goes on when given again."""
     from fusar_edge.anchors.build import build_table
 
-    with _progress("building shards") as progress:
-        manifest = build_table(source, out, year=year, spacing_m=spacing, force=force, progress=progress)
+    asked = _area(bounds, area)
+    tiles = _tiles(index, asked, year, mirror)
+    sources = [*(source or []), *(f"{tile.location}@{tile.year}" for tile in tiles)]
+    with _progress() as progress, _says_how_to_go_on():
+        manifest = build_table(
+            sources,
+            out,
+            years=year or [],
+            spacing_m=spacing,
+            area=asked,
+            overviews=overviews,
+            jobs=jobs,
+            cluster=cluster,
+            force=force,
+            progress=progress,
+        )
     _print_json({"table": str(out), **manifest.figures, "credit": manifest.settings["credit"]})
 
 
@@ -45,11 +138,12 @@ def info(table: TablePath) -> None:
     from fusar_edge.anchors.table import AnchorTable
 
     opened = AnchorTable.open(table)
-    Console().print(_info_table(opened))
+    Console(stderr=True).print(_info_table(opened))
     manifest = opened.manifest
     size = sum((table / name).stat().st_size for name in manifest.files)
-    settings = {name: manifest.settings[name] for name in ("licence", "credit")}
-    _print_json({"table": str(table), "bytes": size, **manifest.figures, "inputs": manifest.inputs, **settings})
+    _print_json(
+        {"table": str(table), "bytes": size, **manifest.figures, "inputs": manifest.inputs, **manifest.settings}
+    )
 
 
 @app.command(epilog="Example: fusar-edge anchors verify la.anchors")
@@ -57,9 +151,69 @@ def verify(table: TablePath) -> None:
     """Read every file and chunk of a table and compare hashes, checksums and counts."""
     from fusar_edge.anchors.verify import verify_table
 
-    with _progress("verifying shards") as progress:
-        result = verify_table(table, progress)
+    with _progress() as progress:
+        result = verify_table(table, lambda done, total: progress(done, total, "verifying shards"))
     _print_json({"table": str(table), "ok": True, **result})
+
+
+@app.command(epilog="Example: fusar-edge anchors preview la.anchors --out la.png")
+def preview(
+    table: TablePath,
+    out: Annotated[Path, typer.Option(help="PNG to write.")],
+    year: Annotated[int | None, typer.Option(help="Default: the latest.")] = None,
+    bounds: Bounds = None,
+    width: Annotated[int, typer.Option(min=16, max=8192, help="Pixels.")] = 1024,
+    force: Annotated[bool, typer.Option("--force", help="Replace --out.")] = False,
+) -> None:
+    """A picture: the vectors' first three principal components as red, green and blue, north up."""
+    from fusar_edge.anchors.preview import write_preview
+    from fusar_edge.anchors.table import AnchorTable
+
+    opened = AnchorTable.open(table)
+    with _progress() as progress:
+        result = write_preview(
+            opened,
+            out,
+            year=year,
+            bounds=bounds,
+            width_px=width,
+            force=force,
+            progress=lambda done, total: progress(done, total, "sampling"),
+        )
+    _print_json(result)
+
+
+def _area(bounds: tuple[float, float, float, float] | None, path: Path | None) -> Area | None:
+    from fusar_edge.anchors.area import area_from_bounds, area_from_geojson
+
+    if bounds is not None and path is not None:
+        raise AnchorError("both --bounds and --area: give one of them")
+    if bounds is not None:
+        return area_from_bounds(*bounds)
+    return None if path is None else area_from_geojson(path)
+
+
+def _tiles(index: str | None, area: Area | None, years: list[int] | None, mirror: str | None) -> list[Any]:
+    """Tiles of the index; all of its years unless some are asked for."""
+    if index is None:
+        if mirror is not None:
+            raise AnchorError("--mirror replaces the start of an index's paths: give --index too")
+        return []
+    if area is None:
+        raise AnchorError("--index without an area would take the whole Earth: give --bounds or --area")
+    from fusar_edge.anchors.index import read_index
+
+    opened = read_index(index)
+    return opened.tiles(area, years or opened.years, mirror=mirror)
+
+
+@contextmanager
+def _says_how_to_go_on() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("stopped: finished shards are kept, give the same command again to go on", file=sys.stderr)
+        raise
 
 
 def _info_table(opened: Any) -> Any:
@@ -67,8 +221,10 @@ def _info_table(opened: Any) -> Any:
     from rich.table import Table
 
     figures, settings = opened.manifest.figures, opened.manifest.settings
+    form = "" if opened.scale is None else f", baked to {opened.bands} coefficients"
     view = Table(
-        title=f"{opened.path}: every {opened.spacing_m} m", caption=f"{settings['licence']}. {settings['credit']}"
+        title=f"{opened.path}: every {opened.spacing_m} m{form}",
+        caption=f"{settings['licence']}. {settings['credit']}",
     )
     for heading in ("zone", "year", "cells", "with a vector", "coverage", "lon, lat"):
         view.add_column(heading)
@@ -81,14 +237,21 @@ def _info_table(opened: Any) -> Any:
 
 
 @contextmanager
-def _progress(label: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr, fed with (done, total)."""
+def _progress() -> Iterator[Callable[[int, int, str], None]]:
+    """A bar on stderr, fed with (done, total, of what)."""
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    with Progress(console=Console(stderr=True)) as bar:
-        task = bar.add_task(label, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        tasks: dict[str, Any] = {}
+
+        def step(done: int, total: int, what: str) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total)
+            bar.update(tasks[what], completed=done, total=total)
+
+        yield step
 
 
 def _print_json(result: dict[str, Any]) -> None:

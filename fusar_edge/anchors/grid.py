@@ -7,17 +7,24 @@ positions of the official files are. With N = 1 the one node stands in the middl
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
 
+@functools.lru_cache(maxsize=16)
 def grid_positions(nodes: int) -> npt.NDArray[np.float32]:
-    """float32 [nodes * nodes, 2], (y, x) in [0, 1], row by row from the top left."""
+    """float32 [nodes * nodes, 2], (y, x) in [0, 1], row by row from the top left. Shared: not to be written into."""
     if nodes < 1:
         raise ValueError(f"nodes is {nodes}: give 1 or more")
     axis = np.linspace(0.0, 1.0, nodes) if nodes > 1 else np.array([0.5])
     y, x = np.meshgrid(axis, axis, indexing="ij")
-    return np.stack([y.ravel(), x.ravel()], axis=1).astype(np.float32)
+    positions = np.stack([y.ravel(), x.ravel()], axis=1).astype(np.float32)
+    positions.flags.writeable = False
+    return positions
 
 
 def grid_pixels(nodes: int, height: int, width: int, row: int = 0, col: int = 0) -> npt.NDArray[np.float64]:
@@ -28,3 +35,22 @@ def grid_pixels(nodes: int, height: int, width: int, row: int = 0, col: int = 0)
     """
     last = np.array([height - 1, width - 1], dtype=np.float64)
     return grid_positions(nodes).astype(np.float64) * last + (row + 0.5, col + 0.5)
+
+
+def tile_lonlat(
+    transform: Sequence[float], crs: Any, height: int, width: int, nodes: int
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Longitude and latitude [nodes * nodes] of a tile's nodes, degrees, WGS 84.
+
+    transform: (a, b, c, d, e, f) from pixel corners (column, row) to `crs`, which is whatever pyproj reads.
+    """
+    a, b, c, d, e, f = tuple(transform)[:6]
+    row, col = grid_pixels(nodes, height, width).T
+    return _to_lonlat(crs).transform(a * col + b * row + c, d * col + e * row + f)
+
+
+@functools.lru_cache(maxsize=64)
+def _to_lonlat(crs: Any) -> Any:
+    import pyproj
+
+    return pyproj.Transformer.from_crs(pyproj.CRS.from_user_input(crs), 4326, always_xy=True)

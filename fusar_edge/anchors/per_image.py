@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -27,6 +29,16 @@ class ImageAnchors(NamedTuple):
     """[S, 2], (y, x) in [0, 1]."""
 
 
+class PlacedAnchors(NamedTuple):
+    """The anchors of one image by where they lie."""
+
+    lon: npt.NDArray[np.float64]
+    """[S], degrees, WGS 84; the [S, 70] form is often float32, which is 0.4 m at 180 degrees."""
+    lat: npt.NDArray[np.float64]
+    features: npt.NDArray[np.float32]
+    """[S, 64]"""
+
+
 def read_anchor_file(path: Path | str) -> ImageAnchors:
     """Read `.npz` (features [S, 64], positions [S, 2]) or `.npy`: structured fields, or [S, 70] = lon, lat, row, col,
     x, y, A00..A63. Positions of `.npy` are y and x (row and col where a structured file lacks them), each min-max
@@ -38,13 +50,34 @@ def read_anchor_file(path: Path | str) -> ImageAnchors:
     readers = {".npz": _read_npz, ".npy": _read_npy}
     if path.suffix.lower() not in readers:
         raise AnchorError(f"{path}: an anchor file ends in .npz (features, positions) or .npy")
+    with _readable(path) as file:
+        features, positions = readers[path.suffix.lower()](path, file)
+    return _checked(path, features, positions)
+
+
+def read_placed_anchors(path: Path | str) -> PlacedAnchors:
+    """Read a `.npy` of `read_anchor_file` for where its anchors lie. AnchorError where it has no lon and lat."""
+    path = Path(path)
+    with _readable(path) as file:
+        array = _load_npy(path, file)
+        names = array.dtype.names
+        if names and not {"lon", "lat"} <= set(names):
+            raise AnchorError(f"{path}: no fields lon and lat, only {list(names)[:8]}...; its place is not known")
+        lon, lat = (array["lon"], array["lat"]) if names else (array[:, 0], array[:, 1])
+        features = _from_fields(path, array)[0] if names else array[:, 6:]
+        anchors = _checked(path, features, np.zeros((len(features), 2)))
+        return PlacedAnchors(lon.astype(np.float64), lat.astype(np.float64), anchors.features)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[BinaryIO]:
+    """The open file; what NumPy raises for damaged content becomes an AnchorError."""
     try:
         with open(path, "rb") as file:  # np.load(path) leaves a damaged archive open
-            features, positions = readers[path.suffix.lower()](path, file)
+            yield file
     except (OSError, EOFError, ValueError, zipfile.BadZipFile, SyntaxError, MemoryError) as problem:
         # NumPy: ValueError for pickled or cut content, SyntaxError and MemoryError for a damaged header
         raise AnchorError(f"{path}: cannot be read ({problem}); it may be truncated, or hold pickled objects") from None
-    return _checked(path, features, positions)
 
 
 def write_anchor_file(
@@ -74,19 +107,24 @@ def _read_npz(path: Path, file: BinaryIO) -> tuple[npt.NDArray[Any], npt.NDArray
 
 
 def _read_npy(path: Path, file: BinaryIO) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    array = _load_npy(path, file)
+    features, y, x = _from_fields(path, array) if array.dtype.names else (array[:, 6:], array[:, 5], array[:, 4])
+    return features, np.stack([_min_max(path, y), _min_max(path, x)], axis=1)
+
+
+def _load_npy(path: Path, file: BinaryIO) -> npt.NDArray[Any]:
+    """Structured [S], or [S, 70]."""
     array = np.load(file, allow_pickle=False)
     if not isinstance(array, np.ndarray):
         array.close()
         raise AnchorError(f"{path}: it is an archive under the name .npy; rename it to .npz")
     if array.dtype.names:
-        features, y, x = _from_fields(path, array.reshape(-1))
-    else:
-        if array.ndim == 1 and array.size % (BANDS + 6) == 0:
-            array = array.reshape(-1, BANDS + 6)
-        if array.ndim != 2 or array.shape[1] != BANDS + 6:
-            raise AnchorError(f"{path}: shape {array.shape}; it must be [S, 70] = lon, lat, row, col, x, y, A00..A63")
-        features, y, x = array[:, 6:], array[:, 5], array[:, 4]
-    return features, np.stack([_min_max(path, y), _min_max(path, x)], axis=1)
+        return array.reshape(-1)
+    if array.ndim == 1 and array.size % (BANDS + 6) == 0:
+        array = array.reshape(-1, BANDS + 6)
+    if array.ndim != 2 or array.shape[1] != BANDS + 6:
+        raise AnchorError(f"{path}: shape {array.shape}; it must be [S, 70] = lon, lat, row, col, x, y, A00..A63")
+    return array
 
 
 def _from_fields(path: Path, array: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:

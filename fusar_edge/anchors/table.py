@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import numpy.typing as npt
 
 from fusar_edge.anchors.cache import Chunk, ChunkCache
 from fusar_edge.anchors.codes import BANDS, NODATA, vectors_from_codes
-from fusar_edge.anchors.layout import CHUNK, FORMAT, SHARD, shard_file
+from fusar_edge.anchors.grid import grid_positions, tile_lonlat
+from fusar_edge.anchors.layout import CHUNK, FORMAT, shard_file
 from fusar_edge.anchors.zones import central_meridian, projection
 from fusar_edge.errors import AnchorError
 from fusar_edge.manifest import Manifest, read_manifest, sha256_file
@@ -22,8 +24,6 @@ REASONS = ("outside", "no_year", "masked", "found")
 OUTSIDE, NO_YEAR, MASKED, FOUND = range(4)
 ZONE_REACH_DEG = 9.0
 """How far from a zone's central meridian its cells are looked for: its own 3 degrees and its neighbours'."""
-_PER_SHARD = SHARD // CHUNK
-_EMPTY = np.full((CHUNK * CHUNK, BANDS), NODATA, dtype=np.int8)
 
 
 @dataclass(frozen=True)
@@ -31,15 +31,25 @@ class Anchors:
     """The anchors of S nodes."""
 
     codes: npt.NDArray[np.int8]
-    """[S, 64]; NODATA in every band where mask is False."""
+    """[S, bands]; NODATA in every band where mask is False. 64 bands, or as many as a baked table has coefficients."""
     mask: npt.NDArray[np.bool_]
     """[S], True where there is a vector."""
     counts: dict[str, int]
     """Nodes by reason: found, masked (sea, or not built), outside (the table's area), no_year. They sum to S."""
 
+    years: dict[int, int]
+    """Nodes found by the year that they are of: with `nearest`, not always the one asked for."""
+    scale: npt.NDArray[np.float32] | None = None
+    """[bands] of a baked table."""
+
     def vectors(self) -> npt.NDArray[np.float32]:
-        """[S, 64], of length 1 within int8's rounding; 0 where mask is False."""
-        return vectors_from_codes(self.codes)
+        """[S, bands]: what the vision graph takes as `anchors`; 0 where mask is False.
+
+        AlphaEarth vectors of length 1 within int8's rounding, or a baked table's coefficients.
+        """
+        if self.scale is None:
+            return vectors_from_codes(self.codes)
+        return np.where(self.mask[:, None], self.codes * self.scale, np.float32(0))
 
 
 @dataclass(frozen=True)
@@ -52,6 +62,8 @@ class Zone:
     north: float
     rows: int
     cols: int
+    shard: int
+    """Cells along a shard's side."""
     array: Any
     """zarr.Array, int8 [year, y, x, band]."""
 
@@ -59,12 +71,23 @@ class Zone:
 class AnchorTable:
     """A table opened for reading. Safe between threads; `AnchorTable.open` makes it."""
 
-    def __init__(self, path: Path, manifest: Manifest, spacing_m: int, zones: list[Zone], cache_bytes: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        manifest: Manifest,
+        spacing_m: int,
+        zones: list[Zone],
+        cache_bytes: int,
+        scale: npt.NDArray[np.float32] | None = None,
+    ) -> None:
         self.path = path
         self.manifest = manifest
         self.spacing_m = spacing_m
         self.zones = zones
+        self.scale = scale
+        self.bands = BANDS if scale is None else len(scale)
         self.cache = ChunkCache(cache_bytes)
+        self._empty = np.full((CHUNK * CHUNK, self.bands), NODATA, dtype=np.int8)
 
     @classmethod
     def open(cls, path: Path | str, *, cache_bytes: int = 64 << 20) -> AnchorTable:
@@ -87,54 +110,87 @@ class AnchorTable:
         names: Any = root.attrs["zones"]
         groups = [(name, root[name]) for name in names]
         zones = [_open_zone(name, group, spacing_m) for name, group in groups]
-        return cls(path, manifest, spacing_m, zones, cache_bytes)
+        steps: Any = root.attrs.get("scale")
+        scale = None if steps is None else np.array(steps, dtype=np.float32)
+        return cls(path, manifest, spacing_m, zones, cache_bytes, scale)
 
     @property
     def years(self) -> list[int]:
         return sorted({year for zone in self.zones for year in zone.years})
 
-    def lookup(self, lon: npt.ArrayLike, lat: npt.ArrayLike, year: int | None = None) -> Anchors:
+    def lookup(
+        self, lon: npt.ArrayLike, lat: npt.ArrayLike, year: int | None = None, *, nearest: bool = False
+    ) -> Anchors:
         """The cell that each node lies in. lon, lat: [S] degrees, WGS 84. year None: the latest of each zone.
 
-        Nothing missing raises: it is mask 0 with a counted reason. A damaged or missing shard raises AnchorError.
+        `nearest`: a node without a vector in that year gets that of the nearest year which has one, of two the earlier;
+        `Anchors.years` records it. Nothing missing raises: it is mask 0 with a counted reason. A damaged or missing
+        shard raises AnchorError.
         """
         lon_deg, lat_deg = np.atleast_1d(np.asarray(lon, np.float64)), np.atleast_1d(np.asarray(lat, np.float64))
         if lon_deg.ndim != 1 or lon_deg.shape != lat_deg.shape:
             raise AnchorError(f"lon {lon_deg.shape} and lat {lat_deg.shape}: give two arrays [S] of the same length")
-        codes = np.full((lon_deg.size, BANDS), NODATA, dtype=np.int8)
+        codes = np.full((lon_deg.size, self.bands), NODATA, dtype=np.int8)
         reasons = np.zeros(lon_deg.size, dtype=np.int8)
+        years: dict[int, int] = {}
         for zone in self.zones:
-            self._lookup_zone(zone, lon_deg, lat_deg, year, codes, reasons)
+            wanted = _years_to_try(zone, year, nearest)
+            for held, found in self._lookup_zone(zone, lon_deg, lat_deg, wanted, codes, reasons).items():
+                years[held] = years.get(held, 0) + found
         counts = np.bincount(reasons, minlength=len(REASONS)).tolist()
-        return Anchors(codes, reasons == FOUND, dict(zip(REASONS, counts, strict=True)))
+        by_reason = dict(zip(REASONS, counts, strict=True))
+        return Anchors(codes, reasons == FOUND, by_reason, dict(sorted(years.items())), self.scale)
+
+    def lookup_tile(
+        self,
+        transform: Sequence[float],
+        crs: Any,
+        height: int,
+        width: int,
+        nodes: int,
+        year: int | None = None,
+        *,
+        nearest: bool = False,
+    ) -> tuple[Anchors, npt.NDArray[np.float32]]:
+        """Anchors of the N x N nodes of a tile and their positions [N * N, 2], (y, x) in [0, 1], row by row.
+
+        transform: (a, b, c, d, e, f) from (column, row) to `crs`, as rasterio has it; crs: whatever pyproj reads.
+        The first and last node of an axis are the centres of its first and last pixel (`fusar_edge.anchors.grid`).
+        """
+        lon, lat = tile_lonlat(transform, crs, height, width, nodes)
+        return self.lookup(lon, lat, year, nearest=nearest), grid_positions(nodes)
 
     def _lookup_zone(
         self,
         zone: Zone,
         lon: npt.NDArray[np.float64],
         lat: npt.NDArray[np.float64],
-        year: int | None,
+        years: Sequence[int],
         codes: npt.NDArray[np.int8],
         reasons: npt.NDArray[np.int8],
-    ) -> None:
-        """Fill in the nodes that this zone holds and that are not found yet."""
+    ) -> dict[int, int]:
+        """Fill in the nodes that this zone holds and that are not found yet; returns the nodes found by year."""
         with np.errstate(invalid="ignore"):  # an infinite longitude is outside
             from_meridian = (lon - central_meridian(zone.name) + 180.0) % 360.0 - 180.0
         near = np.flatnonzero((np.abs(from_meridian) <= ZONE_REACH_DEG) & (np.abs(lat) <= 90) & (reasons != FOUND))
         if not near.size:
-            return
+            return {}
         x, y = projection(zone.name).transform(lon[near], lat[near])
         col, row = np.floor((x - zone.west) / self.spacing_m), np.floor((zone.north - y) / self.spacing_m)
         inside = (row >= 0) & (row < zone.rows) & (col >= 0) & (col < zone.cols)
-        near = near[inside]
-        wanted = zone.years[-1] if year is None else year
-        if wanted not in zone.years:
-            reasons[near] = np.maximum(reasons[near], NO_YEAR)
-            return
-        got = self._codes_at(zone, zone.years.index(wanted), row[inside].astype(np.int64), col[inside].astype(np.int64))
-        found = got[:, 0] != NODATA
-        codes[near[found]] = got[found]
-        reasons[near] = np.where(found, FOUND, MASKED)
+        near, row, col = near[inside], row[inside].astype(np.int64), col[inside].astype(np.int64)
+        reasons[near] = np.maximum(reasons[near], MASKED if years else NO_YEAR)
+        by_year = {}
+        for year in years:
+            if not near.size:
+                break
+            got = self._codes_at(zone, zone.years.index(year), row, col)
+            found = got[:, 0] != NODATA
+            codes[near[found]] = got[found]
+            reasons[near[found]] = FOUND
+            by_year[year] = int(found.sum())
+            near, row, col = near[~found], row[~found], col[~found]
+        return {year: count for year, count in by_year.items() if count}
 
     def _codes_at(
         self, zone: Zone, year_index: int, row: npt.NDArray[np.int64], col: npt.NDArray[np.int64]
@@ -147,24 +203,26 @@ class AnchorTable:
         ordered = chunk[order]
         starts = np.flatnonzero(np.diff(ordered, prepend=-1))
         keys = [(zone.name, year_index, *divmod(c, chunks_across)) for c in ordered[starts].tolist()]
-        codes = np.empty((row.size, BANDS), dtype=np.int8)
+        by_chunk, within = np.empty((row.size, self.bands), dtype=np.int8), within[order]
         ends = [*starts[1:].tolist(), row.size]
         for start, end, values in zip(starts.tolist(), ends, self._chunks(zone, keys), strict=True):
-            nodes = order[start:end]
-            codes[nodes] = values[within[nodes]]
+            values.take(within[start:end], axis=0, out=by_chunk[start:end], mode="clip")  # "raise" would copy `out`
+        codes = np.empty_like(by_chunk)
+        codes[order] = by_chunk
         return codes
 
     def _chunks(self, zone: Zone, keys: list[tuple[str, int, int, int]]) -> list[Chunk]:
         """Each int8 [64 * 64, 64]; what the cache lacks is read shard by shard, in one call for each."""
         chunks = self.cache.get_many(keys)
         missing = defaultdict(list)
+        per_shard = zone.shard // CHUNK
         for index, (key, chunk) in enumerate(zip(keys, chunks, strict=True)):
             if chunk is None:
-                missing[key[1], key[2] // _PER_SHARD, key[3] // _PER_SHARD].append(index)
+                missing[key[1], key[2] // per_shard, key[3] // per_shard].append(index)
         for shard, indices in missing.items():
             if shard_file(zone.name, *shard) not in self.manifest.files:  # built without any vector
                 for index in indices:
-                    chunks[index] = _EMPTY
+                    chunks[index] = self._empty
                 continue
             for index, chunk in zip(indices, self._read(zone, shard, [keys[i] for i in indices]), strict=True):
                 chunks[index] = chunk
@@ -177,10 +235,11 @@ class AnchorTable:
         top, left = min(rows), min(cols)
         box = (slice(top * CHUNK, (max(rows) + 1) * CHUNK), slice(left * CHUNK, (max(cols) + 1) * CHUNK))
         block = read_codes(self.path, zone, shard, box)
-        full = np.full(((max(rows) + 1 - top) * CHUNK, (max(cols) + 1 - left) * CHUNK, BANDS), NODATA, dtype=np.int8)
+        size = ((max(rows) + 1 - top) * CHUNK, (max(cols) + 1 - left) * CHUNK, self.bands)
+        full = np.full(size, NODATA, dtype=np.int8)
         full[: block.shape[0], : block.shape[1]] = block  # the last chunks reach over the array's edge
         corners = [((row - top) * CHUNK, (col - left) * CHUNK) for row, col in zip(rows, cols, strict=True)]
-        return [full[r : r + CHUNK, c : c + CHUNK].reshape(CHUNK * CHUNK, BANDS).copy() for r, c in corners]
+        return [full[r : r + CHUNK, c : c + CHUNK].reshape(CHUNK * CHUNK, self.bands).copy() for r, c in corners]
 
 
 def read_codes(table: Path, zone: Zone, shard: tuple[int, int, int], box: tuple[slice, slice]) -> npt.NDArray[np.int8]:
@@ -205,8 +264,16 @@ def check_small_files(table: Path, manifest: Manifest) -> None:
             raise AnchorError(f"{table / name} was changed: its SHA-256 is not the manifest's; copy the table again")
 
 
+def _years_to_try(zone: Zone, year: int | None, nearest: bool) -> list[int]:
+    """Years of a zone in the order in which a node is looked up in them."""
+    wanted = zone.years[-1] if year is None else year
+    if nearest:
+        return sorted(zone.years, key=lambda held: (abs(held - wanted), held))
+    return [wanted] if wanted in zone.years else []
+
+
 def _open_zone(name: str, group: Any, spacing_m: int) -> Zone:
     array = group["codes"]
     west, north = float(group["x"][0]) - spacing_m / 2, float(group["y"][0]) + spacing_m / 2
     years = tuple(int(year) for year in group["year"][:])
-    return Zone(name, years, west, north, array.shape[1], array.shape[2], array)
+    return Zone(name, years, west, north, array.shape[1], array.shape[2], array.shards[1], array)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fusar_edge.anchors.codes import CREDIT, valid_from_codes
-from fusar_edge.anchors.layout import SHARD, shard_file
+from fusar_edge.anchors.layout import shard_file
 from fusar_edge.anchors.table import AnchorTable, Zone, read_codes
 from fusar_edge.errors import AnchorError
 from fusar_edge.manifest import FILENAME, verify_files
@@ -41,14 +41,15 @@ def verify_table(path: Path, progress: Callable[[int, int], None] | None = None)
 
 def _shards(table: AnchorTable, zone: Zone) -> list[tuple[tuple[int, int, int], tuple[slice, slice]]]:
     """(year index, row, column) and box of cells of each shard that the manifest lists."""
+    side = zone.shard
     grid = [
         (year, row, col)
         for year in range(len(zone.years))
-        for row in range(-(-zone.rows // SHARD))
-        for col in range(-(-zone.cols // SHARD))
+        for row in range(-(-zone.rows // side))
+        for col in range(-(-zone.cols // side))
     ]
     return [
-        (shard, (slice(shard[1] * SHARD, (shard[1] + 1) * SHARD), slice(shard[2] * SHARD, (shard[2] + 1) * SHARD)))
+        (shard, (slice(shard[1] * side, (shard[1] + 1) * side), slice(shard[2] * side, (shard[2] + 1) * side)))
         for shard in grid
         if shard_file(zone.name, *shard) in table.manifest.files
     ]

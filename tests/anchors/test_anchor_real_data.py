@@ -29,8 +29,8 @@ def test_wisconsin_flipped_bottom_up_gives_the_same_table(wisconsin: Path, tmp_p
     with rasterio.open(wisconsin) as dataset:
         codes, bounds = np.moveaxis(dataset.read(), 0, -1), dataset.bounds
     flipped = write_raster(tmp_path / "flipped.tif", codes, west=bounds.left, north=bounds.top, bottom_up=True)
-    first = build_table([wisconsin], tmp_path / "a", year=2024, spacing_m=spacing_m)
-    second = build_table([flipped], tmp_path / "b", year=2024, spacing_m=spacing_m)
+    first = build_table([wisconsin], tmp_path / "a", years=[2024], spacing_m=spacing_m)
+    second = build_table([flipped], tmp_path / "b", years=[2024], spacing_m=spacing_m)
     assert first.files == second.files
     [zone] = AnchorTable.open(tmp_path / "a").zones
     stored = np.asarray(zone.array[0])
@@ -42,7 +42,7 @@ def test_wisconsin_flipped_bottom_up_gives_the_same_table(wisconsin: Path, tmp_p
 
 def test_every_cell_of_the_three_tables_of_points_is_the_mean_of_its_points(real_data: Path, tmp_path: Path) -> None:
     sources = sorted((real_data / "aef").glob("*.csv"))
-    manifest = build_table(sources, tmp_path / "t", year=None, spacing_m=320)
+    manifest = build_table(sources, tmp_path / "t", spacing_m=320)
     assert manifest.figures["years"] == [2024]
     to_utm = {epsg: pyproj.Transformer.from_crs(4326, epsg, always_xy=True) for epsg in (32610, 32615)}
     cells, lonlat = defaultdict(list), {}

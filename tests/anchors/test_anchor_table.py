@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A table of one year at 10 m."""
     work = tmp_path_factory.mktemp("anchors")
     tile = write_raster(work / "t.tif", CODES, west=WEST, north=NORTH)
-    build_table([tile], work / "table", year=2024, spacing_m=10)
+    build_table([tile], work / "table", years=[2024], spacing_m=10)
     return work / "table"
 
 
@@ -92,7 +93,7 @@ def test_nodes_on_both_sides_of_a_zone_edge_and_of_the_equator_are_found(tmp_pat
     lat = np.array([44.0, 44.0, -0.01, 10.0, 10.0])
     vectors = vectors_from_codes(random_codes(1, len(lon))[0])
     points = write_points(tmp_path / "p.csv", lat, lon, vectors)
-    manifest = build_table([points], tmp_path / "t", year=None, spacing_m=80)
+    manifest = build_table([points], tmp_path / "t", spacing_m=80)
     assert set(manifest.figures["zones"]) == {"utm01n", "utm15n", "utm16n", "utm16s", "utm60n"}
     anchors = AnchorTable.open(tmp_path / "t").lookup(lon, lat, 2024)
     assert anchors.counts["found"] == len(lon)
@@ -103,7 +104,7 @@ def test_a_shard_without_a_vector_has_no_file_and_reads_as_masked(tmp_path: Path
     x, y = np.array([WEST, WEST + 600 * 80]), np.array([NORTH - 40.0] * 2)
     lon, lat = TO_LONLAT.transform(np.append(x, x.mean()) + 40, np.append(y, y[0] - 700 * 80))
     points = write_points(tmp_path / "p.csv", lat, lon, vectors_from_codes(random_codes(1, 3)[0]))
-    manifest = build_table([points], tmp_path / "t", year=None, spacing_m=80)
+    manifest = build_table([points], tmp_path / "t", spacing_m=80)
     assert sum("/codes/c/" in name for name in manifest.files) == 3
     empty = TO_LONLAT.transform(WEST + 590 * 80, NORTH - 690 * 80)
     assert AnchorTable.open(tmp_path / "t").lookup([empty[0]], [empty[1]]).counts["masked"] == 1
@@ -175,7 +176,7 @@ def test_a_flipped_bit_of_any_file_is_found_and_named(folder: Path, tmp_path: Pa
 def test_chunks_and_shard_indices_end_with_a_checksum(folder: Path) -> None:
     [sharding] = json.loads((folder / "utm16n/codes/zarr.json").read_text())["codecs"]
     codecs = {key: [codec["name"] for codec in sharding["configuration"][key]] for key in ("codecs", "index_codecs")}
-    assert codecs == {"codecs": ["bytes", "zstd", "crc32c"], "index_codecs": ["bytes", "crc32c"]}
+    assert codecs == {"codecs": ["transpose", "bytes", "zstd", "crc32c"], "index_codecs": ["bytes", "crc32c"]}
     assert sharding["configuration"]["chunk_shape"] == [1, 64, 64, 64]
 
 
@@ -206,8 +207,25 @@ def test_a_changed_manifest_is_found(folder: Path, tmp_path: Path, old: str, new
     path = tmp_path / "copy" / "manifest.json"
     assert old in path.read_text()
     path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(AnchorError, match=r"manifest\.json( was changed: it is not what its seal says|: )"):
+        AnchorTable.open(tmp_path / "copy")
+    path.write_text(re.sub('"seal": "[0-9a-f]*"', '"seal": ""', path.read_text()))  # as somebody who means it would
     with pytest.raises(AnchorError, match=reason):
         verify_table(tmp_path / "copy")
+
+
+def test_no_byte_of_the_manifest_can_change_unseen(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "copy")
+    path, dice = tmp_path / "copy" / "manifest.json", random.Random(6)
+    original, manifest = path.read_bytes(), AnchorTable.open(folder).manifest
+    for _ in range(400):
+        data = bytearray(original)
+        data[dice.randrange(len(data))] ^= dice.randrange(1, 256)
+        path.write_bytes(data)
+        try:
+            assert AnchorTable.open(tmp_path / "copy").manifest == manifest  # white space between two fields
+        except AnchorError as problem:
+            assert "manifest.json" in str(problem)  # noqa: PT017
 
 
 def test_a_file_that_the_manifest_does_not_list_is_found(folder: Path, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def edit_manifest(folder: Path, **settings: object) -> None:
     path = folder / FILENAME
     manifest = json.loads(path.read_text())
     manifest["settings"].update(settings)
-    path.write_text(json.dumps(manifest))
+    path.write_text(json.dumps(manifest | {"seal": ""}))
 
 
 def test_a_sealed_bundle_opens_with_the_settings_it_was_sealed_with(bundle: Bundle) -> None:
@@ -54,7 +54,7 @@ def test_a_missing_file_is_refused_by_name_also_where_the_manifest_forgot_it(cop
         open_bundle(copy)
     manifest = json.loads((copy / FILENAME).read_text())
     del manifest["files"][name]
-    (copy / FILENAME).write_text(json.dumps(manifest))
+    (copy / FILENAME).write_text(json.dumps(manifest | {"seal": ""}))
     with pytest.raises(BundleError, match=f"does not list {name}"):
         open_bundle(copy)
 
@@ -78,7 +78,8 @@ def test_settings_that_are_wrong_are_refused_by_key(copy: Path, change: dict, sa
 
 def test_a_folder_of_another_stage_is_not_a_bundle(copy: Path) -> None:
     path = copy / FILENAME
-    path.write_text(path.read_text().replace('"stage": "build"', '"stage": "export"'))
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps(manifest | {"stage": "export", "seal": ""}))
     with pytest.raises(BundleError, match="stage 'export' is not a bundle"):
         open_bundle(copy)
 
