@@ -258,6 +258,9 @@ def export(
     recipe: Recipe,
     checkpoint: Annotated[Path, typer.Option(help="Folder that `train` wrote.")],
     out: Annotated[Path | None, typer.Option(help="Folder to write. Default: export/out/RECIPE.")] = None,
+    anchors: Annotated[
+        Path | None, typer.Option(help="Table that `anchors bake` made: the graph takes its coefficients.")
+    ] = None,
     force: Force = False,
 ) -> None:
     """Checkpoint -> ONNX graphs, their equality with PyTorch and Hugging Face measured and written down."""
@@ -265,7 +268,7 @@ def export(
     from fusar_edge.export.run import export_model
     from fusar_edge.manifest import read_manifest
 
-    folder = export_model(recipe, checkpoint, out, force=force, progress=_say)
+    folder = export_model(recipe, checkpoint, out, anchors=anchors, force=force, progress=_say)
     _result({"out": str(folder), **read_manifest(folder).figures})
 
 
@@ -310,6 +313,31 @@ def build(
     with _bar("measuring") as step:
         manifest = run(spec, onnx, out, data=data, reference=reference, images=images, force=force, progress=step)
     _result({"out": str(out), "precision": manifest.settings["precision"], "files": len(manifest.files)})
+
+
+@anchors_app.command("bake", epilog="Example: fusar-edge anchors bake la.anchors --checkpoint stage2 --out la.baked")
+def bake_command(
+    table: Annotated[Path, typer.Argument(metavar="TABLE", help="Folder that `anchors build` made.")],
+    checkpoint: Annotated[Path, typer.Option(help="Folder that `train` wrote.")],
+    out: Out,
+    rank: Annotated[int | None, typer.Option(min=1, help="Coefficients (bytes) of an anchor. Default: 32.")] = None,
+    max_error: Annotated[
+        float, typer.Option(help="Bound of the error on held-out places; a constant has error 1.")
+    ] = 0.05,
+    like: Annotated[
+        Path | None, typer.Option(help="Baked table whose basis to take, so that one engine serves both.")
+    ] = None,
+    force: Force = False,
+) -> None:
+    """Table of AlphaEarth codes -> table of TLM's output, for engines without TLM's MLP (`export --anchors`)."""
+    _need_workshop()
+    from fusar_edge.export.bake import bake_table
+
+    with _bar("baking") as step:
+        manifest = bake_table(
+            table, checkpoint, out, rank=rank, max_error=max_error, like=like, force=force, progress=step
+        )
+    _result({"table": str(out), **manifest.figures["baked"], "credit": manifest.settings["credit"]})
 
 
 # Shared -------------------------------------------------------------------------------------------------------------

@@ -1,9 +1,9 @@
 """Runs a function over many pieces of work: in threads here, or on a Dask cluster.
 
 Dask is the project's one engine for work larger than a machine: it speaks `concurrent.futures`, so a cluster takes the
-same path through the code as threads do; it is pure Python, so it installs wherever the base install does; and clusters'
-schedulers (SLURM, PBS, Kubernetes) have launchers for it. Ray's wheels are about 70 MB on each machine, and its tasks
-would need a second path.
+same path through the code as threads do; it is pure Python, so it installs wherever the base install does; and there
+are launchers for the schedulers of clusters (SLURM, PBS, Kubernetes). Ray is a large binary wheel for some platforms,
+and its tasks would need a second path.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from fusar_edge.anchors.per_image import read_anchor_file
 from fusar_edge.calib.graphs import GraphFolder
 from fusar_edge.data.triplets import Triplet, triplets_by_image
 from fusar_edge.errors import DataError
+from fusar_edge.export.projector import read_projector
 from fusar_edge.runtime.backend import Backend, Floats, Int32
 from fusar_edge.runtime.bundle import TOKENIZER, Prompts
 from fusar_edge.runtime.generate import Prefix
@@ -64,19 +65,23 @@ class SampleReader:
         self.prompts = Prompts()
         before, after = (self.tokenizer.encode(p) for p in (self.prompts.before_image, self.prompts.after_image))
         self.prefix = Prefix(tuple(before), self.settings.cells, self.settings.image_token_id, tuple(after))
+        form = graphs.settings.anchors
+        self.projector = read_projector(graphs.path) if form.form == "baked" else None
         self._greys: dict[Path, Grey] = {}
 
     def vision_feeds(self, sample: Triplet) -> list[Feeds]:
         """The image with its anchors, where it has any, and without; the last one is the image as deployed."""
         plain = {
             "pixels": self._grey(sample.image)[None, None].astype(np.float32, copy=False),
-            "anchors": np.zeros((1, 1, 64), np.float32),
+            "anchors": np.zeros((1, 1, self.settings.anchors.bands), np.float32),
             "anchor_positions": np.zeros((1, 1, 2), np.float32),
             "anchor_mask": np.zeros((1, 1), np.float32),
         }
         if sample.aef is None:
             return [plain]
         features, positions = read_anchor_file(sample.aef)
+        if self.projector is not None:
+            features = self.projector.coefficients(features)
         mask = np.ones((1, len(features)), np.float32)
         seen = {"anchors": features[None], "anchor_positions": positions[None], "anchor_mask": mask}
         return [plain, plain | seen]

@@ -36,12 +36,12 @@ class Compiled:
 
 def vision_profiles(settings: BundleSettings) -> list[Profile]:
     """Batch 1 to 8, 1 to 1024 anchors."""
-    size, nodes = settings.image_size, settings.anchor_nodes**2
+    size, nodes, bands = settings.image_size, settings.anchor_nodes**2, settings.anchors.bands
 
     def shapes(batch: int, anchors: int) -> dict[str, Shape]:
         return {
             "pixels": (batch, 1, size, size),
-            "anchors": (batch, anchors, 64),
+            "anchors": (batch, anchors, bands),
             "anchor_positions": (batch, anchors, 2),
             "anchor_mask": (batch, anchors),
         }

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fusar_edge.data.tasks import TASKS
 from fusar_edge.data.triplets import Triplet, read_triplets, triplets_by_image
-from fusar_edge.errors import DataError, InputError
+from fusar_edge.errors import BundleError, DataError, InputError
 from fusar_edge.eval.metrics import Scored, task_metrics
 from fusar_edge.manifest import FILENAME, check_output, output_file, package_versions, read_manifest, sha256_file
 from fusar_edge.runtime.bundle import bundle_path, open_bundle
@@ -31,6 +31,21 @@ class _ImageAnchors:
 
     def vectors(self) -> NDArray[np.float32]:
         return self.features
+
+
+def _per_image_features(session: Session, features: NDArray[np.float32], aef: Path) -> NDArray[np.float32]:
+    """What the session's graph takes for vectors [S, 64]."""
+    bundle = session.bundle
+    if bundle.settings.anchors.form == "codes":
+        return features
+    if bundle.manifest.stage == "build":
+        raise BundleError(
+            f"{aef}: per-image vectors cannot be given to {bundle.folder}: it takes the coefficients of baked tables "
+            "and has no MLP; `fusar-edge build --data` measures such a bundle, on the folder of its graphs"
+        )
+    from fusar_edge.export.projector import read_projector
+
+    return read_projector(bundle.folder).coefficients(features)
 
 
 def open_session(target: str, threads: int = 0) -> Session:
@@ -63,7 +78,8 @@ def _asked_image(session: Session, image: Path, triplets: list[Triplet]) -> list
         from fusar_edge.anchors.per_image import read_anchor_file
 
         anchors = read_anchor_file(aef)
-        session.look(grey, _ImageAnchors(anchors.features), anchors.positions)
+        features = _per_image_features(session, anchors.features, aef)
+        session.look(grey, _ImageAnchors(features), anchors.positions)
     scored = []
     for triplet in triplets:
         answer = session.ask(str(triplet.task), question=triplet.question)

@@ -30,6 +30,10 @@ class FusarNormalizedConfig(NormalizedConfig):
         return int(self.config.fusar["image_size"])
 
     @property
+    def anchor_bands(self) -> int:
+        return int(self.config.fusar["anchor_bands"])
+
+    @property
     def head_dim(self) -> int:
         return int(self.channels // self.heads)
 
@@ -54,8 +58,8 @@ class VisionDummies(_FusarDummies):
     SUPPORTED_INPUT_NAMES = ("pixels", "anchors", "anchor_positions", "anchor_mask")
 
     def tensor(self, name: str) -> Tensor:
-        size = self.config.image_size
-        shapes = {"pixels": (1, size, size), "anchors": (ANCHORS, 64), "anchor_positions": (ANCHORS, 2)}
+        size, bands = self.config.image_size, self.config.anchor_bands
+        shapes = {"pixels": (1, size, size), "anchors": (ANCHORS, bands), "anchor_positions": (ANCHORS, 2)}
         return torch.rand(BATCH, *shapes.get(name, (ANCHORS,)))
 
 

@@ -18,8 +18,10 @@ import torch
 from torch import nn
 from transformers import Qwen2_5_VLForConditionalGeneration
 
+from fusar_edge.anchors.codes import BANDS
 from fusar_edge.errors import GateError
 from fusar_edge.export.decoder_graph import DecoderGraph
+from fusar_edge.export.speckle import speckled
 from fusar_edge.export.vision_graph import VisionGraph
 from fusar_edge.model.network import FusarForConditionalGeneration
 from fusar_edge.model.vision import hf_patches_from_grey
@@ -54,23 +56,12 @@ class Sample:
     """Tokens up to the end of the image."""
 
 
-def speckled(rng: np.random.Generator, batch: int, size: int) -> Array:
-    """Images like those of a SAR, [B, 1, size, size] 0..1: exponential speckle, an edge, bright points."""
-    ramp = np.linspace(0, 1, size)
-    field = np.where(ramp[:, None] + 0.4 * np.sin(5 * ramp)[None] > rng.uniform(0.4, 0.9, (batch, 1, 1)), 8.0, 1.0)
-    power = field * rng.exponential(1.0, (batch, size, size))
-    for image in power:
-        image[rng.integers(0, size, 12), rng.integers(0, size, 12)] = 500.0
-    decibel = 10 * np.log10(power + 1e-3)
-    return np.clip((decibel + 15) / 45, 0, 1).astype(np.float32)[:, None]
-
-
-def sample(model: FusarForConditionalGeneration, batch: int, seed: int = 0) -> Sample:
-    """Speckled images, half of their anchors masked, and random text around them."""
+def sample(model: FusarForConditionalGeneration, batch: int, seed: int = 0, bands: int = BANDS) -> Sample:
+    """Speckled images, half of their anchors masked, and random text around them. `bands`: width of an anchor."""
     rng = np.random.default_rng(seed)
     config, cells = model.config, model.cells
     nodes = np.stack(np.meshgrid(*[np.linspace(0, 1, 5)] * 2, indexing="ij"), axis=-1).reshape(-1, 2)
-    vectors = rng.normal(size=(batch, len(nodes), 64))
+    vectors = rng.normal(size=(batch, len(nodes), bands))
     vision = {
         "pixels": speckled(rng, batch, config.fusar["image_size"]),
         "anchors": (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32),
@@ -183,7 +174,7 @@ def check_against_hugging_face(
 ) -> dict[str, dict[str, float]]:
     """Figures of our graphs in PyTorch against `model.visual` and a full forward with Hugging Face's own positions."""
     gate = Gate(spec, "PyTorch against Hugging Face")
-    given = sample(model, 2)
+    given = sample(model, 2, bands=vision.bands)
     ids = torch.from_numpy(given.input_ids).long()
     pixels = torch.from_numpy(given.vision["pixels"])
     patches, grid = hf_patches_from_grey(pixels)
@@ -214,7 +205,7 @@ def check_files(
     in_torch = run_from_module(vision, VISION_OUTPUTS), run_from_module(decoder, DECODER_OUTPUTS)
     in_ort = run_from_file(folder / "vision.onnx"), run_from_file(folder / "decoder.onnx")
     for batch, reuse in ((1, False), (2, True)):
-        given = sample(model, batch, seed=batch)
+        given = sample(model, batch, seed=batch, bands=vision.bands)
         tokens, measured = (run(given.vision)["visual_tokens"] for run in (in_torch[0], in_ort[0]))
         gate.check("vision.visual_tokens", tokens, measured)
         rolls = [rollout(r, tokens, given, decoder.cache_row(batch), reuse=reuse) for r in (in_torch[1], in_ort[1])]

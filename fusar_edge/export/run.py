@@ -10,12 +10,16 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from fusar_edge.anchors.codes import BANDS
 from fusar_edge.data.truth import COORDINATE_SIZE
-from fusar_edge.errors import CheckpointError
+from fusar_edge.errors import AnchorError, CheckpointError
+from fusar_edge.export.bake import Baked, open_baked
+from fusar_edge.export.basis import projector_from, tlm_sha256
 from fusar_edge.export.decoder_graph import DecoderGraph
 from fusar_edge.export.graph_file import write_graph
 from fusar_edge.export.onnx_configs import FusarDecoderOnnxConfig, FusarVisionOnnxConfig
 from fusar_edge.export.parity import check_against_hugging_face, check_files
+from fusar_edge.export.projector import FILENAME as PROJECTOR
 from fusar_edge.export.vision_graph import VisionGraph
 from fusar_edge.manifest import (
     Manifest,
@@ -37,12 +41,15 @@ def export_model(
     checkpoint: Path,
     out: Path | None = None,
     *,
+    anchors: Path | None = None,
     force: bool = False,
     progress: Callable[[str], None] = lambda step: None,
 ) -> Path:
     """Export a checkpoint; returns the folder, `export/out/NAME` unless given. `progress` is told each step.
 
-    RecipeError, CheckpointError, OutputExistsError; GateError where equality fails. Any error leaves no output.
+    `anchors`: a table that `anchors bake` made from this checkpoint; the vision graph takes its coefficients, and
+    projector.npz, which makes them of vectors, lies beside it. RecipeError, CheckpointError, AnchorError,
+    OutputExistsError; GateError where equality fails. Any error leaves no output.
     """
     recipe, text = load_recipe("export", recipe_name, ModelRecipe)
     out = Path(out) if out else Path("export") / "out" / recipe.name
@@ -50,16 +57,17 @@ def export_model(
     progress("reading the checkpoint")
     model, tokenizer, parent = load_checkpoint(Path(checkpoint))
     check_shapes(model, recipe, Path(checkpoint))
+    baked = None if anchors is None else _baked_of(model, Path(anchors), Path(checkpoint))
     with output_folder(out, force=force) as work:
-        figures = write_graphs(model, recipe, work, progress)
+        figures = write_graphs(model, recipe, work, progress, baked)
         shutil.copyfile(tokenizer, work / "tokenizer.json")
         manifest = Manifest(
             stage="export",
             recipe=text,
-            inputs=lineage(Path(checkpoint), parent),
+            inputs=lineage(Path(checkpoint), parent) | ({"anchors/basis.npz": baked.basis_sha256} if baked else {}),
             files=folder_hashes(work),
             figures=figures,
-            settings=settings(model, recipe),
+            settings=settings(model, recipe, baked),
             packages=package_versions("torch", "transformers", "optimum", "optimum-onnx", "onnx", "onnxruntime"),
         )
         write_manifest(work, manifest)
@@ -71,10 +79,15 @@ def write_graphs(
     recipe: ModelRecipe,
     folder: Path,
     progress: Callable[[str], None] = lambda step: None,
+    baked: Baked | None = None,
 ) -> dict[str, Any]:
-    """vision.onnx and decoder.onnx of a model in eval mode and float32; returns the figures of their equality."""
+    """vision.onnx and decoder.onnx of a model in eval mode and float32; returns the figures of their equality.
+
+    Those of a baked table against the exact TLM, as `anchors bake` measured them, stand beside them.
+    """
     spec = recipe.export
-    vision, decoder = VisionGraph(model).eval(), DecoderGraph(model).eval()
+    basis = baked.basis if baked else None
+    vision, decoder = VisionGraph(model, basis).eval(), DecoderGraph(model).eval()
     progress("comparing with Hugging Face")
     hugging_face = check_against_hugging_face(model, vision, decoder, spec)
     progress("writing vision.onnx")
@@ -83,7 +96,21 @@ def write_graphs(
     write_graph(decoder, FusarDecoderOnnxConfig(decoder.config), folder / "decoder.onnx", spec.opset)
     progress("comparing ONNX Runtime with PyTorch")
     files = check_files(model, vision, decoder, folder, spec)
-    return {"pytorch_vs_hugging_face": hugging_face, "onnxruntime_vs_pytorch": files}
+    figures: dict[str, Any] = {"pytorch_vs_hugging_face": hugging_face, "onnxruntime_vs_pytorch": files}
+    if baked is None:
+        return figures
+    projector_from(model.tlm.film_mlp, baked.basis).save(folder / PROJECTOR)
+    return figures | {"baked_vs_exact_tlm": baked.figures}
+
+
+def _baked_of(model: FusarForConditionalGeneration, table: Path, checkpoint: Path) -> Baked:
+    baked = open_baked(table)
+    if baked.tlm_sha256 != tlm_sha256(model.tlm.film_mlp):
+        raise AnchorError(
+            f"{table} was baked from another TLM than that of {checkpoint}: give the checkpoint that it was baked "
+            f"with, or bake again: fusar-edge anchors bake TABLE --checkpoint {checkpoint}"
+        )
+    return baked
 
 
 def check_shapes(model: FusarForConditionalGeneration, recipe: ModelRecipe, checkpoint: Path) -> None:
@@ -113,7 +140,7 @@ def lineage(checkpoint: Path, parent: Manifest) -> dict[str, str]:
     return found | {f"parent/{name}": value for name, value in parent.inputs.items()}
 
 
-def settings(model: FusarForConditionalGeneration, recipe: ModelRecipe) -> dict[str, Any]:
+def settings(model: FusarForConditionalGeneration, recipe: ModelRecipe, baked: Baked | None = None) -> dict[str, Any]:
     """What a bundle needs to know of the graphs; names as in fusar_edge.runtime.bundle.BundleSettings."""
     config, text = model.config, model.config.text_config
     attention = model.model.language_model.layers[0].self_attn
@@ -135,6 +162,7 @@ def settings(model: FusarForConditionalGeneration, recipe: ModelRecipe) -> dict[
         "vision_start_token_id": config.vision_start_token_id,
         "vision_end_token_id": config.vision_end_token_id,
         "anchor_nodes": recipe.anchor_nodes,
+        "anchors": baked.form if baked else {"form": "codes", "bands": BANDS},
         "coordinate_size": COORDINATE_SIZE,
         "opset": recipe.export.opset,
     }

@@ -13,8 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fusar_edge.anchors.codes import BANDS
+from fusar_edge.export.basis import Basis
 from fusar_edge.export.layers import Norm, reshape, rotated, signed
 from fusar_edge.model.network import FusarForConditionalGeneration
+from fusar_edge.model.tlm import BakedModulation
 from fusar_edge.model.vision import grey_patch_embedding, grid_plan
 
 Groups = tuple[tuple[int, int], ...]
@@ -124,16 +127,24 @@ class Tower(nn.Module):
 
 
 class VisionGraph(nn.Module):
-    """Tower and TLM. With every anchor masked the tokens are those of plain Qwen2.5-VL."""
+    """Tower and TLM. With every anchor masked the tokens are those of plain Qwen2.5-VL.
 
-    def __init__(self, model: FusarForConditionalGeneration) -> None:
+    `baked`: the basis of a baked table; `anchors` are then its coefficients, and there is no MLP in the graph.
+    """
+
+    def __init__(self, model: FusarForConditionalGeneration, baked: Basis | None = None) -> None:
         super().__init__()
+        self.bands = BANDS if baked is None else baked.rank
         self.config = copy.deepcopy(model.config)  # the exporter writes into it
+        self.config.fusar["anchor_bands"] = self.bands
         self.vision = Tower(model.model.visual, model.config.fusar["image_size"])
-        self.tlm = model.tlm
+        self.tlm: nn.Module = model.tlm
+        if baked is not None:
+            self.tlm = BakedModulation(model.tlm, *(torch.from_numpy(part) for part in (baked.mean, baked.basis)))
 
     def forward(self, pixels: Tensor, anchors: Tensor, anchor_positions: Tensor, anchor_mask: Tensor) -> Tensor:
-        """pixels [B, 1, size, size] 0..1, anchors [B, S, 64], positions [B, S, 2] (y, x), mask [B, S] -> [B, T, C].
+        """pixels [B, 1, size, size] 0..1, anchors [B, S, bands], positions [B, S, 2] (y, x), mask [B, S]
+        -> [B, T, C].
 
         All float32; S >= 1. A masked anchor must hold finite numbers.
         """

@@ -55,9 +55,47 @@ class TokenModulation(nn.Module):
     def forward(self, tokens: Tensor, anchors: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
         """tokens [B, T, C], anchors [B, S, 64], positions [B, S, 2], mask [B, S] -> [B, T, C]."""
         weights = patch_weights(positions.float(), mask.float(), self.patches, self.sigma)
-        if self._resize is None or self._resize.device != tokens.device:
-            self._resize = resize_matrix(self.patches, self.merged).to(tokens.device)
-        spread = torch.matmul(self._resize, weights)  # (B, T, S)
+        spread = torch.matmul(self.resize(tokens.device), weights)  # (B, T, S)
         gamma, beta = self.film_mlp(anchors).float().chunk(2, dim=-1)
         modulated = tokens.float() * (1 + torch.matmul(spread, gamma)) + torch.matmul(spread, beta)
         return modulated.to(tokens.dtype)
+
+    def resize(self, device: torch.device) -> Tensor:
+        """`resize_matrix` of this grid."""
+        if self._resize is None or self._resize.device != device:
+            self._resize = resize_matrix(self.patches, self.merged).to(device)
+        return self._resize
+
+
+class BakedModulation(nn.Module):
+    """TLM without its MLP: an anchor is its coefficients on a basis of (gamma, beta), which depend on the place alone.
+
+    Spreading is linear, so the R coefficients are spread, and the basis multiplies what arrives at each token:
+    gamma|beta = (A @ coefficients) @ basis + rowsum(A) mean, A the spread of TokenModulation. A masked anchor has
+    weight 0 in A, so with every anchor masked the tokens are unchanged, bit for bit.
+    """
+
+    mean: Tensor
+    resize: Tensor
+
+    def __init__(self, tlm: TokenModulation, mean: Tensor, basis: Tensor) -> None:
+        """mean [2C], basis [R, 2C]."""
+        super().__init__()
+        self.patches, self.sigma = tlm.patches, tlm.sigma
+        self.register_buffer("mean", mean)
+        self.register_buffer("resize", resize_matrix(tlm.patches, tlm.merged), persistent=False)
+        self.basis = nn.Linear(basis.shape[0], basis.shape[1], bias=False)
+        self.basis.weight = nn.Parameter(basis.T.contiguous(), requires_grad=False)
+
+    @property
+    def bands(self) -> int:
+        return self.basis.in_features
+
+    def forward(self, tokens: Tensor, anchors: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
+        """tokens [B, T, C], anchors [B, S, R], positions [B, S, 2], mask [B, S] -> [B, T, C]."""
+        weights = patch_weights(positions, mask, self.patches, self.sigma)  # (B, P, S)
+        # The resize comes last: at 324 anchors and R = 32 that is a fifth of the products of A first.
+        mixed = torch.matmul(self.resize, torch.matmul(weights, anchors))  # (B, T, R)
+        share = torch.matmul(self.resize, weights.sum(-1, keepdim=True))  # (B, T, 1)
+        gamma, beta = (self.basis(mixed) + share * self.mean).chunk(2, dim=-1)
+        return tokens * (1 + gamma) + beta

@@ -41,7 +41,10 @@ class Backend(Protocol):
     """Both graphs of one bundle. Not shared between threads."""
 
     def vision(self, pixels: Floats, anchors: Floats, positions: Floats, mask: Floats) -> Floats:
-        """pixels [B, 1, S, S] grey 0..1, anchors [B, A, 64], positions [B, A, 2] (y, x), mask [B, A] -> [B, T, C]."""
+        """pixels [B, 1, S, S] grey 0..1, anchors [B, A, bands], positions [B, A, 2] (y, x), mask [B, A] -> [B, T, C].
+
+        `bands`: 64, or the number of coefficients that a bundle for baked tables takes.
+        """
         ...
 
     def new_cache(self, capacity: int) -> Cache:

@@ -47,6 +47,17 @@ T = TypeVar("T")
 MAX_NEW_TOKENS = {"caption": 192, "count": 8, "grid": 32, "classify": 16, "detect": 512}
 
 
+class AnchorForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Which anchor tables the vision graph takes."""
+
+    form: Literal["codes", "baked"] = "codes"
+    """AlphaEarth vectors, or the coefficients of a table that `anchors bake` made."""
+    bands: Count = 64
+    """Width of the graph's input `anchors`."""
+    basis_sha256: str = ""
+    """Of the baked tables' basis.npz, which is in the graph."""
+
+
 class BundleSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What the runtime must know about the graphs; checked against them when they are opened."""
 
@@ -70,6 +81,8 @@ class BundleSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """Id of `<|image_pad|>`, the place of a visual token."""
     anchor_nodes: Count = 18
     """AlphaEarth nodes per side of a tile."""
+    anchors: AnchorForm = AnchorForm()
+    """Form of the anchors; AlphaEarth codes unless told otherwise."""
     context_tokens: Count = 1024
     """Rows of the KV cache: image, prompt and answer together."""
     max_new_tokens: dict[str, Count] = msgspec.field(default_factory=lambda: dict(MAX_NEW_TOKENS))

@@ -99,7 +99,8 @@ def _answer_feature(record: Record, scene: SceneResult, common: Json) -> Json:
         "tokens": len(generation.ids),
         "window_px": _window(record),
         "anchors_used": record.anchors_used,
-        "anchors_year": scene.anchor_year,
+        "anchors_missing": record.anchors_missing,
+        "anchors_years": {str(year): count for year, count in record.anchor_years.items()},
         "latency_ms": {part: round(ms, 3) for part, ms in record.latency_ms.items()},
     }
     if record.box:

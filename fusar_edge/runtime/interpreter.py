@@ -14,7 +14,7 @@ from fusar_edge.errors import InputError
 from fusar_edge.manifest import FILENAME, sha256_file
 from fusar_edge.runtime.bundle import Bundle
 from fusar_edge.runtime.detections import Detection, Located, merged, scene_box, tile_box, touches_inner_edge
-from fusar_edge.runtime.session import Answer, Session
+from fusar_edge.runtime.session import Answer, Session, check_table
 from fusar_edge.sar.image import resized
 from fusar_edge.sar.scene import Scene, TileImage, open_scene
 from fusar_edge.sar.tiles import TileWindow, plan_tiles
@@ -41,6 +41,10 @@ class Record:
     """Boxes of a parsed `detect` answer."""
     anchors_used: int
     """AlphaEarth vectors that took part; 0 is plain Qwen2.5-VL."""
+    anchors_missing: dict[str, int]
+    """Nodes of the tile without a vector by reason: masked, outside, no_year."""
+    anchor_years: dict[int, int]
+    """Vectors that took part by year: where the scene's year has none at a place, the nearest one's is taken."""
     latency_ms: dict[str, float]
     """read, anchors, vision and prefix are the tile's, the same in all its records; prefill and decode the answer's."""
 
@@ -61,7 +65,7 @@ class SceneResult:
     """Pixels -> longitude and latitude; also when the scene is closed."""
     windows: list[TileWindow]
     anchor_year: int | None = None
-    """Year of the anchors; None without a table."""
+    """Year that the anchors were looked up for; None without a table. `Record.anchor_years` says what was found."""
     skipped: int = 0
     """Tiles without a valid pixel: nothing was asked about them."""
     records: list[Record] = field(default_factory=list)
@@ -99,19 +103,22 @@ def interpret(
     """Interpret scenes tile by tile.
 
     `classify` asks about `boxes` (pixels of the one scene that is given then), else about what `detect` finds, which
-    it implies. `overlap_px` None: the bundle's. `year` of the anchors: given, else the table's nearest to the scene's
-    acquisition, else its latest.
+    it implies. `overlap_px` None: the bundle's. `year` of the anchors: given, and then no other is taken; else at each
+    place the nearest to the scene's acquisition, or the latest.
     """
     order = _ordered_tasks(tasks, boxes)
     if not scene_paths or (boxes is not None and len(scene_paths) != 1):
         raise InputError(f"{len(scene_paths)} scenes: give at least one, and exactly one where boxes are given")
+    if anchors is not None:
+        check_table(bundle, anchors)
     session = session or Session(bundle, threads)
     results = []
     for path in scene_paths:
         with open_scene(path, band=band, values=values, radiometry=bundle.radiometry) as scene:
             result = _new_result(Path(path), scene, bundle, overlap_px)
             result.anchor_year = _anchor_year(anchors, year, result.acquired)
-            interpret_scene(session, scene, result, order, anchors, label, boxes, progress)
+            look_up = None if anchors is None else AnchorLookup(anchors, result.anchor_year, nearest=year is None)
+            interpret_scene(session, scene, result, order, look_up, label, boxes, progress)
         results.append(result)
     table_sha256 = sha256_file(anchors.path / FILENAME) if anchors else None
     return Interpretation(bundle, order, label, table_sha256, results)
@@ -122,7 +129,7 @@ def interpret_scene(
     scene: Scene,
     result: SceneResult,
     tasks: Sequence[str],
-    table: AnchorTable | None = None,
+    anchors: AnchorLookup | None = None,
     label: str = "ship",
     boxes: Sequence[Box] | None = None,
     progress: Progress | None = None,
@@ -134,7 +141,7 @@ def interpret_scene(
         if not tile.image.valid.any():
             result.skipped += 1
         else:
-            tile.look(table, result.anchor_year)
+            tile.look(anchors)
             for task in tasks:
                 for box in tile.subjects(task, boxes):
                     result.records.append(tile.ask(task, label, box))
@@ -152,24 +159,23 @@ class _Tile:
         self.size = float(session.bundle.settings.coordinate_size)
         self.latency_ms: dict[str, float] = {}
         self.found: list[Box] = []
-        self.anchors_used = 0
+        self.anchors: Anchors | None = None
         start = time.perf_counter()
         self.image: TileImage = scene.read(window)
         self.latency_ms["read"] = (time.perf_counter() - start) * 1e3
 
-    def look(self, table: AnchorTable | None, year: int | None) -> None:
+    def look(self, look_up: AnchorLookup | None) -> None:
         settings = self.session.bundle.settings
-        anchors, positions = None, None
+        positions = None
         start = time.perf_counter()
-        if table is not None:
+        if look_up is not None:
             from fusar_edge.anchors.grid import grid_positions
 
             positions = grid_positions(settings.anchor_nodes)
-            anchors = _tile_anchors(table, self.scene, self.window, settings.anchor_nodes, year)
-            self.anchors_used = int(anchors.mask.sum())
+            self.anchors = look_up(self.scene, self.window, settings.anchor_nodes)
         self.latency_ms["anchors"] = (time.perf_counter() - start) * 1e3
         grey = resized(self.image.grey, settings.image_size)
-        for part, ms in self.session.look(grey, anchors, positions).items():
+        for part, ms in self.session.look(grey, self.anchors, positions).items():
             self.latency_ms[part.removesuffix("_ms")] = ms
 
     def subjects(self, task: str, boxes: Sequence[Box] | None) -> Iterable[Box | None]:
@@ -185,7 +191,11 @@ class _Tile:
         self.found = [d.box for d in found] or self.found
         own = {"prefill": answer.generation.prefill_ms, "decode": answer.generation.decode_ms}
         latency = {**self.latency_ms, **own}
-        return Record(self.index, self.window, task, answer, box, found, self.anchors_used, latency)
+        counts = self.anchors.counts if self.anchors else {}
+        missing = {reason: count for reason, count in counts.items() if reason != "found" and count}
+        years = self.anchors.years if self.anchors else {}
+        used = counts.get("found", 0)
+        return Record(self.index, self.window, task, answer, box, found, used, missing, years, latency)
 
     def _visible(self, box: Box) -> Box | None:
         """A scene box in this tile's answer coordinates; None unless its centre is in the tile."""
@@ -204,12 +214,20 @@ class _Tile:
         )
 
 
-def _tile_anchors(table: AnchorTable, scene: Scene, window: TileWindow, nodes: int, year: int | None) -> Anchors:
-    from fusar_edge.anchors.grid import grid_pixels
+@dataclass(frozen=True)
+class AnchorLookup:
+    """Anchors for the tiles of one scene."""
 
-    row, col = grid_pixels(nodes, window.height, window.width, window.row_off, window.col_off).T
-    lon, lat = scene.lonlat(col, row)
-    return table.lookup(lon, lat, year)
+    table: AnchorTable
+    year: int | None
+    nearest: bool
+
+    def __call__(self, scene: Scene, window: TileWindow, nodes: int) -> Anchors:
+        from fusar_edge.anchors.grid import grid_pixels
+
+        row, col = grid_pixels(nodes, window.height, window.width, window.row_off, window.col_off).T
+        lon, lat = scene.lonlat(col, row)
+        return self.table.lookup(lon, lat, self.year, nearest=self.nearest)
 
 
 def _anchor_year(table: AnchorTable | None, year: int | None, acquired: str | None) -> int | None:

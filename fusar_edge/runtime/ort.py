@@ -32,7 +32,7 @@ def _contract(s: BundleSettings) -> dict[str, tuple[dict[str, Shape], dict[str, 
         VISION: (
             {
                 "pixels": (None, 1, s.image_size, s.image_size),
-                "anchors": (None, None, 64),
+                "anchors": (None, None, s.anchors.bands),
                 "anchor_positions": (None, None, 2),
                 "anchor_mask": (None, None),
             },

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,9 @@ from fusar_edge.runtime.bundle import TOKENIZER, Bundle
 from fusar_edge.runtime.generate import Generation, Prefix, generate, run_prefix
 from fusar_edge.runtime.tokenizer import Tokenizer
 
+if TYPE_CHECKING:
+    from fusar_edge.anchors.table import AnchorTable
+
 
 class TileAnchors(Protocol):
     """What fusar_edge.anchors' look-up gives for one tile."""
@@ -27,7 +30,7 @@ class TileAnchors(Protocol):
         ...
 
     def vectors(self) -> npt.NDArray[np.float32]:
-        """[A, 64], 0 where masked."""
+        """[A, bands], 0 where masked; `bands` as the bundle's settings say."""
         ...
 
 
@@ -80,7 +83,7 @@ class Session:
         size = self.bundle.settings.image_size
         if grey.shape != (size, size):
             raise InputError(f"an image of {grey.shape} was given; this bundle takes {size} x {size} px: resize it")
-        vectors, places, mask = _anchor_inputs(anchors, positions)
+        vectors, places, mask = _anchor_inputs(self.bundle, anchors, positions)
         start = time.perf_counter()
         self._visual = self.backend.vision(grey[None, None].astype(np.float32, copy=False), vectors, places, mask)
         seen = time.perf_counter()
@@ -104,11 +107,38 @@ class Session:
 
 
 def _anchor_inputs(
-    anchors: TileAnchors | None, positions: npt.NDArray[np.float32] | None
+    bundle: Bundle, anchors: TileAnchors | None, positions: npt.NDArray[np.float32] | None
 ) -> tuple[Floats, Floats, Floats]:
-    """Graph inputs [1, A, 64], [1, A, 2], [1, A]; no anchors is one masked anchor."""
+    """Graph inputs [1, A, bands], [1, A, 2], [1, A]; no anchors is one masked anchor."""
+    form = bundle.settings.anchors
     if anchors is None or not anchors.mask.any():
-        return np.zeros((1, 1, 64), np.float32), np.zeros((1, 1, 2), np.float32), np.zeros((1, 1), np.float32)
+        return np.zeros((1, 1, form.bands), np.float32), np.zeros((1, 1, 2), np.float32), np.zeros((1, 1), np.float32)
     if positions is None or len(positions) != len(anchors.mask):
         raise InputError(f"{len(anchors.mask)} anchors need a position (y, x) each")
-    return anchors.vectors()[None], positions[None], anchors.mask[None].astype(np.float32)
+    vectors = anchors.vectors()
+    if vectors.shape[1] != form.bands:
+        raise InputError(
+            f"anchors of {vectors.shape[1]} values were given; {bundle.folder} takes {form.bands} ({form.form}): look "
+            "them up in a table of that form"
+        )
+    return vectors[None], positions[None], anchors.mask[None].astype(np.float32)
+
+
+def check_table(bundle: Bundle, table: AnchorTable) -> None:
+    """InputError, with the command that helps, where a table is not of the form that the bundle takes."""
+    wanted, settings = bundle.settings.anchors, table.manifest.settings
+    form, basis = settings.get("form", "codes"), settings.get("basis_sha256", "")
+    if (form, basis) == (wanted.form, wanted.basis_sha256):
+        return
+    export = f"fusar-edge export RECIPE --checkpoint CHECKPOINT --anchors {table.path}"
+    if wanted.form == "codes":
+        raise InputError(
+            f"{table.path} is a baked table, {bundle.folder} takes AlphaEarth codes: give the table that it was baked "
+            f"from, or build a bundle for it, from {export}"
+        )
+    held = "AlphaEarth codes" if form == "codes" else "coefficients of another basis"
+    raise InputError(
+        f"{table.path} holds {held}, {bundle.folder} takes baked tables of the basis {wanted.basis_sha256[:12]}: make "
+        "one with `fusar-edge anchors bake TABLE --checkpoint CHECKPOINT --like BAKED`, BAKED being the table that the "
+        "bundle was exported with" + ("" if form == "codes" else f", or build a bundle for it, from {export}")
+    )

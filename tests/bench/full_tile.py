@@ -18,7 +18,7 @@ from rasterio.windows import Window
 SIDE, BLOCK, BANDS, NODATA = 8192, 1024, 64, -128
 FIELD_PX = 32
 FIELD, NOISE = 0.018, 0.009
-"""What varies around a block's mean vector of length 1, smoothly and from pixel to pixel; set by the compressed size."""
+"""What varies around a block's mean vector of length 1, smoothly and from pixel to pixel; sets the compressed size."""
 
 
 def block_codes(seed: int) -> np.ndarray:

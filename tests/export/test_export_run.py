@@ -45,6 +45,7 @@ def test_the_settings_are_those_that_a_bundle_asks_for(recipe_file: Path, checkp
         "name": "small", "image_size": 140, "cells": 5, "channels": 64, "layers": 2, "heads": 4, "kv_heads": 2,
         "head_dim": 16, "vocab_size": 128, "eos_ids": [120, 121], "image_token_id": 122, "vision_start_token_id": 124,
         "vision_end_token_id": 125, "anchor_nodes": 5, "coordinate_size": 504, "opset": 17,
+        "anchors": {"form": "codes", "bands": 64},
     }  # fmt: skip
 
 

@@ -10,6 +10,7 @@ import pytest
 from fakes import ScriptedBackend, Weights, write_fake_bundle
 
 from fusar_edge.errors import InputError, SceneError
+from fusar_edge.manifest import Manifest
 from fusar_edge.runtime.bundle import Bundle
 from fusar_edge.runtime.interpreter import Interpretation, interpret
 from fusar_edge.runtime.session import Session
@@ -113,13 +114,16 @@ class FakeTable:
 
     def __init__(self, path: Path, lon: float) -> None:
         self.path, self.lon, self.years, self.asked = path, lon, [2019, 2020, 2022], []
+        self.manifest = Manifest(stage="anchors")
         (path / "manifest.json").write_text("{}")
 
-    def lookup(self, lon: np.ndarray, lat: np.ndarray, year: int | None) -> Any:
-        self.asked.append((np.array(lon), np.array(lat), year))
+    def lookup(self, lon: np.ndarray, lat: np.ndarray, year: int | None, *, nearest: bool) -> Any:
+        self.asked.append((np.array(lon), np.array(lat), year, nearest))
         mask = np.asarray(lon) > self.lon
         vectors = np.where(mask[:, None], np.float32(0.125), np.float32(0)) * np.ones((1, 64), np.float32)
-        return SimpleNamespace(mask=mask, vectors=lambda: vectors)
+        counts = {"found": int(mask.sum()), "masked": int((~mask).sum()), "outside": 0, "no_year": 0}
+        years = {year: counts["found"]} if mask.any() else {}
+        return SimpleNamespace(mask=mask, vectors=lambda: vectors, counts=counts, years=years)
 
 
 def test_anchors_are_looked_up_at_the_tiles_own_nodes(bundle: Bundle, tmp_path: Path) -> None:
@@ -131,18 +135,22 @@ def test_anchors_are_looked_up_at_the_tiles_own_nodes(bundle: Bundle, tmp_path: 
     table = FakeTable(tmp_path, east)
     session, backend = scripted(bundle, ANSWERS)
     result = interpret(bundle, [path], ["count"], anchors=table, session=session, overlap_px=0)  # type: ignore[arg-type]  # a fake
-    lon, lat, year = table.asked[1]
-    assert year == 2020  # 2021 lies between 2020 and 2022: the earlier one
+    lon, lat, year, nearest = table.asked[1]
+    assert (year, nearest) == (2020, True)  # 2021 lies between 2020 and 2022: the earlier one
     x, y = pyproj.Transformer.from_crs("EPSG:4326", "EPSG:32611", always_xy=True).transform(lon, lat)
     np.testing.assert_allclose(np.reshape(x, (3, 3))[0] - 380_000, [645, 960, 1275], atol=0.01)
     np.testing.assert_allclose(3_735_000 - np.reshape(y, (3, 3))[:, 0], [5, 320, 635], atol=0.01)
     used = [r.anchors_used for r in result.scenes[0].records]
     assert used == [0, 9]
+    assert [r.anchors_missing for r in result.scenes[0].records] == [{"masked": 9}, {}]
+    assert [r.anchor_years for r in result.scenes[0].records] == [{}, {2020: 9}]
     assert backend.visions[0]["mask"].shape == (1, 1)  # all sea: as if there were no table
     assert not backend.visions[0]["mask"].any()
     assert backend.visions[1]["anchors"].shape == (1, 9, 64)
     np.testing.assert_allclose(backend.visions[1]["positions"][0, 5], (0.5, 1.0))
     assert result.scenes[0].anchor_year == 2020
+    interpret(bundle, [path], ["count"], anchors=table, year=2022, session=session, overlap_px=0)  # type: ignore[arg-type]  # a fake
+    assert table.asked[-1][2:] == (2022, False)  # a year that was asked for is not replaced by another
     with pytest.raises(InputError, match="holds no year 2018; it holds: 2019, 2020, 2022"):
         interpret(bundle, [path], ["count"], anchors=table, year=2018, session=session, overlap_px=0)  # type: ignore[arg-type]  # a fake
 
