@@ -130,9 +130,22 @@ def _boxes(
         cut = {zone: (_snapped(boxes[zone][0], cells, step), boxes[zone][1]) for zone, cells in asked.items() if cells}
         boxes = {zone: (box, held) for zone, (box, held) in cut.items() if box}
     if not boxes:
-        names = ", ".join(source.location for source in sources[:3])
-        raise AnchorError(f"{names}: nothing in the area or years asked for; give sources that cover them")
+        raise AnchorError(_nothing(sources, years, area, spacing_m))
     return dict(sorted(boxes.items()))
+
+
+def _nothing(sources: list[Source], years: Sequence[int], area: Area | None, spacing_m: int) -> str:
+    """What the first sources hold, beside what was asked for."""
+    held = []
+    for source in sources[:3]:
+        for layer, cells in sorted(source.layers().items())[:2]:
+            west, south, east, north = lonlat_bounds(layer.zone, *(float(v * spacing_m) for v in cells))
+            held.append(f"{source.location} ({layer.year}, lon {west:.4f}..{east:.4f}, lat {south:.4f}..{north:.4f})")
+    asked = [f"years {', '.join(map(str, years))}"] if years else []
+    if area is not None:
+        west, south, east, north = area.bounds
+        asked.append(f"lon {west:.4f}..{east:.4f}, lat {south:.4f}..{north:.4f}")
+    return f"{'; '.join(held)}: nothing in what was asked for ({'; '.join(asked)}); give sources that cover it"
 
 
 def _snapped(box: Cells, area: Cells, step: int) -> Cells | None:

@@ -99,7 +99,7 @@ def build(
         bool, typer.Option(help="Read the sources' own overviews of the spacing: a fraction of the bytes.")
     ] = False,
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="Pieces at once, 250 MiB each. Default: cores, up to 8.")
+        int | None, typer.Option(min=1, help="Pieces at once, 250 MiB each. Default: one a core, at most 3.")
     ] = None,
     cluster: Annotated[
         str | None, typer.Option(help="Dask scheduler tcp://HOST:PORT, or local:N processes. Paths are shared.")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -37,20 +36,13 @@ def grid_pixels(nodes: int, height: int, width: int, row: int = 0, col: int = 0)
     return grid_positions(nodes).astype(np.float64) * last + (row + 0.5, col + 0.5)
 
 
-def tile_lonlat(
-    transform: Sequence[float], crs: Any, height: int, width: int, nodes: int
+def tile_xy(
+    transform: Sequence[float], height: int, width: int, nodes: int
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Longitude and latitude [nodes * nodes] of a tile's nodes, degrees, WGS 84.
+    """x and y [nodes * nodes] of a tile's nodes, in the CRS that `transform` leads to.
 
-    transform: (a, b, c, d, e, f) from pixel corners (column, row) to `crs`, which is whatever pyproj reads.
+    transform: (a, b, c, d, e, f) from pixel corners (column, row), as rasterio has it.
     """
     a, b, c, d, e, f = tuple(transform)[:6]
     row, col = grid_pixels(nodes, height, width).T
-    return _to_lonlat(crs).transform(a * col + b * row + c, d * col + e * row + f)
-
-
-@functools.lru_cache(maxsize=64)
-def _to_lonlat(crs: Any) -> Any:
-    import pyproj
-
-    return pyproj.Transformer.from_crs(pyproj.CRS.from_user_input(crs), 4326, always_xy=True)
+    return a * col + b * row + c, d * col + e * row + f

@@ -13,12 +13,13 @@ import numpy.typing as npt
 
 from fusar_edge.anchors.cache import Chunk, ChunkCache
 from fusar_edge.anchors.codes import BANDS, NODATA, vectors_from_codes
-from fusar_edge.anchors.grid import grid_positions, tile_lonlat
+from fusar_edge.anchors.grid import grid_positions, tile_xy
 from fusar_edge.anchors.layout import CHUNK, FORMAT, shard_file
-from fusar_edge.anchors.zones import central_meridian, projection
+from fusar_edge.anchors.zones import central_meridian, lonlat_from_crs, projection, zone_of_crs
 from fusar_edge.errors import AnchorError
 from fusar_edge.manifest import Manifest, read_manifest, sha256_file
 
+Degrees = npt.NDArray[np.float64]
 REASONS = ("outside", "no_year", "masked", "found")
 """What became of a node, the later one winning where several zones hold it."""
 OUTSIDE, NO_YEAR, MASKED, FOUND = range(4)
@@ -66,6 +67,27 @@ class Zone:
     """Cells along a shard's side."""
     array: Any
     """zarr.Array, int8 [year, y, x, band]."""
+
+
+class _Wanted:
+    """One look-up while it is filled in."""
+
+    def __init__(self, size: int, bands: int, year: int | None, nearest: bool) -> None:
+        self.codes = np.full((size, bands), NODATA, dtype=np.int8)
+        self.reasons = np.zeros(size, dtype=np.int8)
+        self.years: dict[int, int] = {}
+        self.year, self.nearest = year, nearest
+
+    def fill(self, nodes: npt.NDArray[np.int64], codes: npt.NDArray[np.int8], year: int) -> None:
+        if nodes.size:
+            self.codes[nodes] = codes
+            self.reasons[nodes] = FOUND
+            self.years[year] = self.years.get(year, 0) + nodes.size
+
+    def anchors(self, scale: npt.NDArray[np.float32] | None) -> Anchors:
+        counts = np.bincount(self.reasons, minlength=len(REASONS)).tolist()
+        by_reason = dict(zip(REASONS, counts, strict=True))
+        return Anchors(self.codes, self.reasons == FOUND, by_reason, dict(sorted(self.years.items())), scale)
 
 
 class AnchorTable:
@@ -127,19 +149,28 @@ class AnchorTable:
         `Anchors.years` records it. Nothing missing raises: it is mask 0 with a counted reason. A damaged or missing
         shard raises AnchorError.
         """
-        lon_deg, lat_deg = np.atleast_1d(np.asarray(lon, np.float64)), np.atleast_1d(np.asarray(lat, np.float64))
-        if lon_deg.ndim != 1 or lon_deg.shape != lat_deg.shape:
-            raise AnchorError(f"lon {lon_deg.shape} and lat {lat_deg.shape}: give two arrays [S] of the same length")
-        codes = np.full((lon_deg.size, self.bands), NODATA, dtype=np.int8)
-        reasons = np.zeros(lon_deg.size, dtype=np.int8)
-        years: dict[int, int] = {}
-        for zone in self.zones:
-            wanted = _years_to_try(zone, year, nearest)
-            for held, found in self._lookup_zone(zone, lon_deg, lat_deg, wanted, codes, reasons).items():
-                years[held] = years.get(held, 0) + found
-        counts = np.bincount(reasons, minlength=len(REASONS)).tolist()
-        by_reason = dict(zip(REASONS, counts, strict=True))
-        return Anchors(codes, reasons == FOUND, by_reason, dict(sorted(years.items())), self.scale)
+        lon_deg, lat_deg = _same_length("lon", lon, "lat", lat)
+        wanted = _Wanted(lon_deg.size, self.bands, year, nearest)
+        self._lookup_lonlat(self.zones, lon_deg, lat_deg, np.arange(lon_deg.size), wanted)
+        return wanted.anchors(self.scale)
+
+    def lookup_xy(
+        self, x: npt.ArrayLike, y: npt.ArrayLike, crs: Any, year: int | None = None, *, nearest: bool = False
+    ) -> Anchors:
+        """`lookup` of nodes given in a CRS: x, y [S] (east or longitude first); crs: whatever pyproj reads.
+
+        The zone whose own CRS it is is asked first, without a projection, and the others for what it does not hold.
+        """
+        xs, ys = _same_length("x", x, "y", y)
+        wanted = _Wanted(xs.size, self.bands, year, nearest)
+        own = [zone for zone in self.zones if zone.name == zone_of_crs(crs)]
+        for zone in own:
+            self._lookup_zone(zone, xs, ys, np.arange(xs.size), wanted)
+        left = np.flatnonzero(wanted.reasons != FOUND)
+        if left.size and len(own) < len(self.zones):
+            lon, lat = lonlat_from_crs(crs).transform(xs[left], ys[left])
+            self._lookup_lonlat([zone for zone in self.zones if zone not in own], lon, lat, left, wanted)
+        return wanted.anchors(self.scale)
 
     def lookup_tile(
         self,
@@ -157,40 +188,42 @@ class AnchorTable:
         transform: (a, b, c, d, e, f) from (column, row) to `crs`, as rasterio has it; crs: whatever pyproj reads.
         The first and last node of an axis are the centres of its first and last pixel (`fusar_edge.anchors.grid`).
         """
-        lon, lat = tile_lonlat(transform, crs, height, width, nodes)
-        return self.lookup(lon, lat, year, nearest=nearest), grid_positions(nodes)
+        x, y = tile_xy(transform, height, width, nodes)
+        return self.lookup_xy(x, y, crs, year, nearest=nearest), grid_positions(nodes)
+
+    def _lookup_lonlat(
+        self, zones: Sequence[Zone], lon: Degrees, lat: Degrees, nodes: npt.NDArray[np.int64], wanted: _Wanted
+    ) -> None:
+        """Ask each zone for the nodes that are near it and not found yet. lon, lat: of `nodes`."""
+        for zone in zones:
+            with np.errstate(invalid="ignore"):  # an infinite longitude is outside
+                from_meridian = (lon - central_meridian(zone.name) + 180.0) % 360.0 - 180.0
+            near = (np.abs(from_meridian) <= ZONE_REACH_DEG) & (np.abs(lat) <= 90) & (wanted.reasons[nodes] != FOUND)
+            if near.any():
+                x, y = projection(zone.name).transform(lon[near], lat[near])
+                self._lookup_zone(zone, x, y, nodes[near], wanted)
 
     def _lookup_zone(
         self,
         zone: Zone,
-        lon: npt.NDArray[np.float64],
-        lat: npt.NDArray[np.float64],
-        years: Sequence[int],
-        codes: npt.NDArray[np.int8],
-        reasons: npt.NDArray[np.int8],
-    ) -> dict[int, int]:
-        """Fill in the nodes that this zone holds and that are not found yet; returns the nodes found by year."""
-        with np.errstate(invalid="ignore"):  # an infinite longitude is outside
-            from_meridian = (lon - central_meridian(zone.name) + 180.0) % 360.0 - 180.0
-        near = np.flatnonzero((np.abs(from_meridian) <= ZONE_REACH_DEG) & (np.abs(lat) <= 90) & (reasons != FOUND))
-        if not near.size:
-            return {}
-        x, y = projection(zone.name).transform(lon[near], lat[near])
+        x: npt.NDArray[np.float64],
+        y: npt.NDArray[np.float64],
+        nodes: npt.NDArray[np.int64],
+        wanted: _Wanted,
+    ) -> None:
+        """Fill in what this zone holds of `nodes`, which lie at x, y in its CRS."""
         col, row = np.floor((x - zone.west) / self.spacing_m), np.floor((zone.north - y) / self.spacing_m)
         inside = (row >= 0) & (row < zone.rows) & (col >= 0) & (col < zone.cols)
-        near, row, col = near[inside], row[inside].astype(np.int64), col[inside].astype(np.int64)
-        reasons[near] = np.maximum(reasons[near], MASKED if years else NO_YEAR)
-        by_year = {}
+        nodes, row, col = nodes[inside], row[inside].astype(np.int64), col[inside].astype(np.int64)
+        years = _years_to_try(zone, wanted.year, wanted.nearest)
+        wanted.reasons[nodes] = np.maximum(wanted.reasons[nodes], MASKED if years else NO_YEAR)
         for year in years:
-            if not near.size:
-                break
+            if not nodes.size:
+                return
             got = self._codes_at(zone, zone.years.index(year), row, col)
             found = got[:, 0] != NODATA
-            codes[near[found]] = got[found]
-            reasons[near[found]] = FOUND
-            by_year[year] = int(found.sum())
-            near, row, col = near[~found], row[~found], col[~found]
-        return {year: count for year, count in by_year.items() if count}
+            wanted.fill(nodes[found], got[found], year)
+            nodes, row, col = nodes[~found], row[~found], col[~found]
 
     def _codes_at(
         self, zone: Zone, year_index: int, row: npt.NDArray[np.int64], col: npt.NDArray[np.int64]
@@ -262,6 +295,13 @@ def check_small_files(table: Path, manifest: Manifest) -> None:
             raise AnchorError(f"{table / name} is missing: the manifest lists it; copy the table again")
         if sha256_file(table / name) != expected:
             raise AnchorError(f"{table / name} was changed: its SHA-256 is not the manifest's; copy the table again")
+
+
+def _same_length(first: str, a: npt.ArrayLike, second: str, b: npt.ArrayLike) -> tuple[Degrees, Degrees]:
+    one, two = np.atleast_1d(np.asarray(a, np.float64)), np.atleast_1d(np.asarray(b, np.float64))
+    if one.ndim != 1 or one.shape != two.shape:
+        raise AnchorError(f"{first} {one.shape} and {second} {two.shape}: give two arrays [S] of the same length")
+    return one, two
 
 
 def _years_to_try(zone: Zone, year: int | None, nearest: bool) -> list[int]:

@@ -19,8 +19,8 @@ from fusar_edge.errors import InputError, MissingExtraError
 Work = TypeVar("Work")
 Done = TypeVar("Done")
 
-MOST_JOBS = 8
-"""Threads unless asked for more: the disk is the limit before."""
+MOST_JOBS = 3
+"""Threads unless asked for more: what stays below 1 GiB (docs/log.md)."""
 IN_FLIGHT = 3
 """Pieces handed out per worker: enough to keep it busy, few enough that a million of them need no memory."""
 

@@ -45,6 +45,22 @@ def projection(zone: str) -> Any:
     return pyproj.Transformer.from_crs(4326, epsg_from_zone(zone), always_xy=True)
 
 
+@functools.lru_cache(maxsize=64)
+def zone_of_crs(crs: Any) -> str | None:
+    """`utm16n` where a CRS (whatever pyproj reads) is that of WGS 84 / UTM, else None."""
+    import pyproj
+
+    return zone_from_epsg(pyproj.CRS.from_user_input(crs).to_epsg())
+
+
+@functools.lru_cache(maxsize=64)
+def lonlat_from_crs(crs: Any) -> Any:
+    """pyproj.Transformer from a CRS (whatever pyproj reads) to (lon, lat) in degrees, WGS 84."""
+    import pyproj
+
+    return pyproj.Transformer.from_crs(pyproj.CRS.from_user_input(crs), 4326, always_xy=True)
+
+
 def lonlat_bounds(zone: str, west: float, south: float, east: float, north: float) -> list[float]:
     """[lon_min, lat_min, lon_max, lat_max] that encloses a box in metres; lon_min > lon_max across the antimeridian."""
     return list(projection(zone).transform_bounds(west, south, east, north, direction="INVERSE"))

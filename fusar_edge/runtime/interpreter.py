@@ -226,8 +226,9 @@ class AnchorLookup:
         from fusar_edge.anchors.grid import grid_pixels
 
         row, col = grid_pixels(nodes, window.height, window.width, window.row_off, window.col_off).T
-        lon, lat = scene.lonlat(col, row)
-        return self.table.lookup(lon, lat, self.year, nearest=self.nearest)
+        place = scene.geolocation
+        assert place is not None, "open_scene refuses a scene without place"
+        return self.table.lookup_xy(*place.projected(col, row), place.crs, self.year, nearest=self.nearest)
 
 
 def _anchor_year(table: AnchorTable | None, year: int | None, acquired: str | None) -> int | None:

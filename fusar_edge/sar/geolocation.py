@@ -46,6 +46,8 @@ class Geolocation:
             self._to_wgs84 = pyproj.Transformer.from_crs(source, "OGC:CRS84", always_xy=True)
         except pyproj.exceptions.ProjError as problem:
             raise SceneError(f"{name}: its CRS cannot be turned into longitude and latitude ({problem})") from None
+        self.crs = source
+        """pyproj.CRS of `projected`."""
         self.crs_name = _crs_name(crs, source)
         lon, lat = self.lonlat(np.array(size[0] / 2), np.array(size[1] / 2))
         if not (np.isfinite(lon) and abs(lat) <= 90.0):
@@ -62,6 +64,10 @@ class Geolocation:
         xs, ys = np.broadcast_arrays(np.asarray(x, np.float64), np.asarray(y, np.float64))
         lon, lat = self._to_wgs84.transform(*self._to_crs(xs.ravel(), ys.ravel()))
         return _wrapped(np.asarray(lon, np.float64).reshape(xs.shape), self._lon_mid), np.asarray(lat).reshape(xs.shape)
+
+    def projected(self, x: npt.ArrayLike, y: npt.ArrayLike) -> tuple[Array, Array]:
+        """Pixel coordinates [n] in `crs`, east or longitude first."""
+        return self._to_crs(np.asarray(x, np.float64), np.asarray(y, np.float64))
 
     def footprint(self, window: TileWindow) -> list[list[float]]:
         """Closed counter-clockwise ring [[lon, lat], ...] of a window, within 0.1 px of its true outline.

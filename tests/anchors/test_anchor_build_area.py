@@ -89,7 +89,9 @@ def test_a_cut_box_holds_the_area_starts_on_a_piece_and_stays_inside(data: st.Da
 
 def test_an_area_that_no_source_touches_is_refused(tmp_path: Path) -> None:
     tile = write_raster(tmp_path / "t.tif", random_codes(8, 8), west=WEST, north=NORTH)
-    with pytest.raises(AnchorError, match=r"t\.tif: nothing in the area or years asked for"):
+    with pytest.raises(
+        AnchorError, match=r"t\.tif \(2024, lon -88\.77.*: nothing in what was asked for \(years 2024; lon 10\.0"
+    ):
         build_table([tile], tmp_path / "t", years=[2024], spacing_m=10, area=area_from_bounds(10, 40, 11, 41))
     assert [p.name for p in tmp_path.iterdir()] == ["t.tif"]
 

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from fusar_edge.anchors.build import build_table
 from fusar_edge.anchors.codes import codes_from_vectors, vectors_from_codes
-from fusar_edge.anchors.grid import tile_lonlat
+from fusar_edge.anchors.grid import tile_xy
 from fusar_edge.anchors.table import AnchorTable
+from fusar_edge.anchors.zones import lonlat_from_crs
 
 WEST, NORTH = 358400, 4906560
 
@@ -34,7 +35,7 @@ def test_nodes_stand_on_pixel_centres_as_rasterio_and_pyproj_place_them(
     place = {4326: (0.001, 10.0, -0.001, 50.0), "OGC:CRS84": (0.001, 10.0, -0.001, 50.0)}
     a, c, e, f = place.get(crs, (10.0, 400_000.0, -10.0, 3_000_000.0))  # type: ignore[arg-type]
     transform = Affine(a, a / 7, c, e / 9, e, f)
-    lon, lat = tile_lonlat(transform, crs, height, width, nodes)
+    lon, lat = lonlat_from_crs(crs).transform(*tile_xy(transform, height, width, nodes))
     assert lon.shape == lat.shape == (nodes * nodes,)
     steps = [np.linspace(0, side - 1, nodes) if nodes > 1 else np.array([(side - 1) / 2]) for side in (height, width)]
     rows, cols = (v.ravel() for v in np.meshgrid(*steps, indexing="ij"))
@@ -60,7 +61,7 @@ def test_a_tile_on_the_sources_grid_gets_the_sources_bytes(tmp_path: Path) -> No
 def test_a_tile_over_a_zones_edge_finds_both_sides(tmp_path: Path, lon: float, zones: set[str]) -> None:
     nodes, half = 8, 0.01
     transform = (2 * half / nodes, 0, lon - half, 0, -2 * half / nodes, 44 + half)
-    at = tile_lonlat(transform, 4326, nodes, nodes, nodes)
+    at = tile_xy(transform, nodes, nodes, nodes)
     vectors = vectors_from_codes(random_codes(1, nodes * nodes)[0])
     wrapped = (at[0] + 180) % 360 - 180
     points = write_points(tmp_path / "p.csv", at[1], wrapped, vectors)
@@ -78,3 +79,25 @@ def test_the_side_of_a_zones_edge_that_is_not_built_is_outside_not_an_error(tmp_
     anchors, _ = AnchorTable.open(tmp_path / "t").lookup_tile(transform, 32616, 20, 20, 10)
     assert anchors.counts == {"outside": 75, "no_year": 0, "masked": 0, "found": 25}
     assert anchors.mask.reshape(10, 10)[5:, 5:].all()
+
+
+def test_a_tile_in_a_zones_own_crs_and_in_degrees_gets_the_same_anchors(tmp_path: Path) -> None:
+    tile = write_raster(tmp_path / "t.tif", random_codes(60, 60, masked=0.2), west=WEST, north=NORTH)
+    build_table([tile], tmp_path / "t", years=[2024], spacing_m=10)
+    table = AnchorTable.open(tmp_path / "t")
+    rng = np.random.default_rng(2)
+    x, y = rng.uniform(WEST - 200, WEST + 800, 400), rng.uniform(NORTH - 800, NORTH + 200, 400)
+    lon, lat = pyproj.Transformer.from_crs(32616, 4326, always_xy=True).transform(x, y)
+    own, degrees = table.lookup_xy(x, y, "EPSG:32616"), table.lookup(lon, lat)
+    np.testing.assert_array_equal(own.codes, degrees.codes)
+    assert own.counts == degrees.counts
+    assert min(own.counts[reason] for reason in ("found", "masked", "outside")) > 20
+
+
+def test_a_tile_in_one_zones_crs_finds_what_only_the_neighbouring_zone_holds(tmp_path: Path) -> None:
+    lon, lat = np.array([-90.02, -90.01, -89.99]), np.full(3, 44.0)  # zones 15, 15 and 16
+    vectors = vectors_from_codes(random_codes(1, 3)[0])
+    build_table([write_points(tmp_path / "p.csv", lat, lon, vectors)], tmp_path / "t", spacing_m=80)
+    x, y = pyproj.Transformer.from_crs(4326, 32616, always_xy=True).transform(lon, lat)
+    anchors = AnchorTable.open(tmp_path / "t").lookup_xy(x, y, 32616)
+    np.testing.assert_array_equal(anchors.codes, codes_from_vectors(vectors))

@@ -36,7 +36,7 @@ def random_tlm(first_layer: float = 1.0) -> TokenModulation:
     torch.manual_seed(0)
     tlm = TokenModulation(CHANNELS, 2 * CELLS, CELLS)
     with torch.no_grad():
-        tlm.film_mlp[0].weight.mul_(first_layer)
+        next(tlm.film_mlp.parameters()).mul_(first_layer)
     return tlm.eval()
 
 

@@ -117,8 +117,11 @@ class FakeTable:
         self.manifest = Manifest(stage="anchors")
         (path / "manifest.json").write_text("{}")
 
-    def lookup(self, lon: np.ndarray, lat: np.ndarray, year: int | None, *, nearest: bool) -> Any:
-        self.asked.append((np.array(lon), np.array(lat), year, nearest))
+    def lookup_xy(self, x: np.ndarray, y: np.ndarray, crs: Any, year: int | None, *, nearest: bool) -> Any:
+        import pyproj
+
+        lon, lat = pyproj.Transformer.from_crs(crs, "EPSG:4326", always_xy=True).transform(x, y)
+        self.asked.append((lon, lat, year, nearest))
         mask = np.asarray(lon) > self.lon
         vectors = np.where(mask[:, None], np.float32(0.125), np.float32(0)) * np.ones((1, 64), np.float32)
         counts = {"found": int(mask.sum()), "masked": int((~mask).sum()), "outside": 0, "no_year": 0}
