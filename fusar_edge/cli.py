@@ -107,6 +107,9 @@ def interpret(
             force=force,
             progress=step,
         )
+    found = summary["anchors"]
+    if found is not None and not found["found"]:
+        _say(f"no anchor was found in {anchors}: the answers are plain Qwen2.5-VL's. Nodes by reason: {found}")
     _result(summary)
 
 

@@ -8,6 +8,7 @@
     │   ├── AnchorError          an AlphaEarth source, table or per-image file
     │   ├── CheckpointError      a checkpoint folder
     │   ├── BundleError          a bundle: missing, changed or unsupported file
+    │   ├── DeviceError          a GPU, its driver, memory or TensorRT: absent, or not what an engine needs
     │   └── OutputExistsError    the output is there and --force was not given
     ├── MissingExtraError        exit code 2: a package of an extra is not installed
     └── GateError                exit code 1: parity or accuracy below its bound; nothing was written
@@ -49,6 +50,10 @@ class CheckpointError(InputError):
 
 
 class BundleError(InputError):
+    pass
+
+
+class DeviceError(InputError):
     pass
 
 

@@ -6,11 +6,12 @@ Features have `properties.kind`:
 
 `classify` asks one question for each box, every other task one for each tile. Text that does not parse is kept with
 parse status "failed" and never becomes a box. Foreign members of the collection: `fusar_edge`, `bundle`, `scenes`,
-`counts`.
+`counts`, `anchors`.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import msgspec
@@ -48,6 +49,7 @@ def collection_from_interpretation(result: Interpretation) -> Json:
         "label": result.label,
         "scenes": [_scene_facts(scene) for scene in result.scenes],
         "counts": counts(result),
+        "anchors": anchor_counts(result),
         "credits": credit_lines(result),
         "features": features,
     }
@@ -65,6 +67,18 @@ def counts(result: Interpretation) -> dict[str, int]:
         "answers_cut_short": sum(record.answer.generation.stop_reason != "eos" for record in records),
         "detections": sum(len(scene.detections) for scene in result.scenes),
     }
+
+
+def anchor_counts(result: Interpretation) -> dict[str, Any] | None:
+    """Nodes of all tiles by what became of them, and the found ones by year; None without a table."""
+    if result.table_sha256 is None:
+        return None
+    tiles = {(id(scene), record.tile): record for scene in result.scenes for record in scene.records}.values()
+    nodes, years = Counter[str](), Counter[str]()
+    for record in tiles:
+        nodes.update({"found": record.anchors_used, **record.anchors_missing})
+        years.update({str(year): count for year, count in record.anchor_years.items()})
+    return {**nodes, "years": dict(sorted(years.items()))}
 
 
 def credit_lines(result: Interpretation) -> list[str]:

@@ -71,6 +71,7 @@ def interpret_to_files(
         "bundle": opened.sha256,
         "simulated": collection["simulated"],
         **collection["counts"],
+        "anchors": collection["anchors"],
     }
     return result, summary
 
