@@ -334,7 +334,7 @@ def bake_command(
 ) -> None:
     """Table of AlphaEarth codes -> table of TLM's output, for engines without TLM's MLP (`export --anchors`)."""
     _need_workshop()
-    from fusar_edge.export.bake import bake_table
+    from fusar_edge.export.baking.bake import bake_table
 
     with _bar("baking") as step:
         manifest = bake_table(

@@ -14,7 +14,7 @@ import typer
 from fusar_edge.errors import AnchorError
 
 if TYPE_CHECKING:
-    from fusar_edge.anchors.area import Area
+    from fusar_edge.anchors.areas.area import Area
 
 app = typer.Typer(
     help="AlphaEarth anchor tables: plan, build, inspect, verify, look at, bake.",
@@ -59,7 +59,7 @@ def plan(
     """Bytes on disk and to download, before anything is downloaded."""
     from rich.console import Console
 
-    from fusar_edge.anchors.plan import plan_from_km2, plan_table, plan_text
+    from fusar_edge.anchors.planning.plan import plan_from_km2, plan_table, plan_text
 
     asked = _area(bounds, area)
     if km2 is not None:
@@ -109,7 +109,7 @@ def build(
     ] = False,
 ) -> None:
     """Pack AlphaEarth vectors into a table for the device. A build that was stopped goes on when given again."""
-    from fusar_edge.anchors.build import build_table
+    from fusar_edge.anchors.building.build import build_table
 
     asked = _area(bounds, area)
     tiles = _tiles(index, asked, year, mirror)
@@ -184,7 +184,7 @@ def preview(
 
 
 def _area(bounds: tuple[float, float, float, float] | None, path: Path | None) -> Area | None:
-    from fusar_edge.anchors.area import area_from_bounds, area_from_geojson
+    from fusar_edge.anchors.areas.area import area_from_bounds, area_from_geojson
 
     if bounds is not None and path is not None:
         raise AnchorError("both --bounds and --area: give one of them")
@@ -201,7 +201,7 @@ def _tiles(index: str | None, area: Area | None, years: list[int] | None, mirror
         return []
     if area is None:
         raise AnchorError("--index without an area would take the whole Earth: give --bounds or --area")
-    from fusar_edge.anchors.index import read_index
+    from fusar_edge.anchors.sources.index import read_index
 
     opened = read_index(index)
     return opened.tiles(area, years or opened.years, mirror=mirror)

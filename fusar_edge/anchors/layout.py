@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from fusar_edge.anchors.codes import BANDS, NODATA
-from fusar_edge.anchors.sources import Cells
+from fusar_edge.anchors.sources.source import Cells
 from fusar_edge.anchors.zones import epsg_from_zone
 
 FORMAT = "fusar-edge anchors 1"

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fusar_edge.anchors.area import Area, area_from_bounds
+from fusar_edge.anchors.areas.area import Area, area_from_bounds
+from fusar_edge.anchors.areas.polygons import clipped, continuous, joined, shifted
 from fusar_edge.anchors.codes import vectors_from_codes
 from fusar_edge.anchors.layout import CHUNK
-from fusar_edge.anchors.polygons import clipped, continuous, joined, shifted
 from fusar_edge.anchors.table import AnchorTable
 from fusar_edge.errors import AnchorError
 from fusar_edge.manifest import check_output, output_file
@@ -149,7 +149,7 @@ def _extent(table: AnchorTable) -> Area:
     whole = continuous(joined(boxes))
     asked = figures.get("area")
     if asked:
-        from fusar_edge.anchors.geojson import polygons_from_geojson
+        from fusar_edge.anchors.areas.geojson import polygons_from_geojson
 
         box = continuous(joined(polygons_from_geojson(asked, f"{table.path}: the area"))).bounds
         parts = joined([clipped(shifted(whole, turn), *box) for turn in (-360.0, 0.0, 360.0)])

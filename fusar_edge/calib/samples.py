@@ -15,7 +15,7 @@ from fusar_edge.anchors.per_image import read_anchor_file
 from fusar_edge.calib.graphs import GraphFolder
 from fusar_edge.data.triplets import Triplet, triplets_by_image
 from fusar_edge.errors import DataError
-from fusar_edge.export.projector import read_projector
+from fusar_edge.export.baking.projector import read_projector
 from fusar_edge.runtime.backend import Backend, Floats, Int32
 from fusar_edge.runtime.bundle import TOKENIZER, Prompts
 from fusar_edge.runtime.generate import Prefix

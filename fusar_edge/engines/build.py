@@ -12,7 +12,7 @@ from fusar_edge.calib.graphs import GraphFolder, open_graphs
 from fusar_edge.errors import EdgeError, InputError
 from fusar_edge.eval.metrics import task_metrics
 from fusar_edge.eval.run import Progress, ask_manifest
-from fusar_edge.export.projector import FILENAME as PROJECTOR
+from fusar_edge.export.baking.projector import FILENAME as PROJECTOR
 from fusar_edge.manifest import FILENAME, Manifest, check_output, output_folder, package_versions, sha256_file
 from fusar_edge.recipes import load_recipe
 from fusar_edge.runtime.bundle import DECODER, VISION, BundleSettings, seal_bundle

@@ -43,7 +43,7 @@ def _per_image_features(session: Session, features: NDArray[np.float32], aef: Pa
             f"{aef}: per-image vectors cannot be given to {bundle.folder}: it takes the coefficients of baked tables "
             "and has no MLP; `fusar-edge build --data` measures such a bundle, on the folder of its graphs"
         )
-    from fusar_edge.export.projector import read_projector
+    from fusar_edge.export.baking.projector import read_projector
 
     return read_projector(bundle.folder).coefficients(features)
 

@@ -13,13 +13,13 @@ import numpy as np
 from fusar_edge.anchors.codes import BANDS
 from fusar_edge.data.truth import COORDINATE_SIZE
 from fusar_edge.errors import AnchorError, CheckpointError
-from fusar_edge.export.bake import Baked, open_baked
-from fusar_edge.export.basis import projector_from, tlm_sha256
+from fusar_edge.export.baking.bake import Baked, open_baked
+from fusar_edge.export.baking.basis import projector_from, tlm_sha256
+from fusar_edge.export.baking.projector import FILENAME as PROJECTOR
 from fusar_edge.export.decoder_graph import DecoderGraph
 from fusar_edge.export.graph_file import write_graph
 from fusar_edge.export.onnx_configs import FusarDecoderOnnxConfig, FusarVisionOnnxConfig
 from fusar_edge.export.parity import check_against_hugging_face, check_files
-from fusar_edge.export.projector import FILENAME as PROJECTOR
 from fusar_edge.export.vision_graph import VisionGraph
 from fusar_edge.manifest import (
     Manifest,

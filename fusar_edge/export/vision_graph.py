@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fusar_edge.anchors.codes import BANDS
-from fusar_edge.export.basis import Basis
+from fusar_edge.export.baking.basis import Basis
 from fusar_edge.export.layers import Norm, reshape, rotated, signed
 from fusar_edge.model.network import FusarForConditionalGeneration
 from fusar_edge.model.tlm import BakedModulation

@@ -13,8 +13,8 @@ import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fusar_edge.anchors.area import Area, area_from_bounds, area_from_geojson
-from fusar_edge.anchors.sources import Cells
+from fusar_edge.anchors.areas.area import Area, area_from_bounds, area_from_geojson
+from fusar_edge.anchors.sources.source import Cells
 from fusar_edge.anchors.zones import central_meridian, projection, zones_from_lonlat
 from fusar_edge.errors import AnchorError
 

@@ -7,9 +7,9 @@ import pyproj
 import pytest
 from alphaearth_files import Codes, random_codes, write_points, write_raster
 
-from fusar_edge.anchors import rasters
-from fusar_edge.anchors.build import build_table
+from fusar_edge.anchors.building.build import build_table
 from fusar_edge.anchors.codes import CREDIT, NODATA, codes_from_vectors, vectors_from_codes
+from fusar_edge.anchors.sources import rasters
 from fusar_edge.anchors.table import AnchorTable
 from fusar_edge.errors import AnchorError, OutputExistsError
 from fusar_edge.manifest import read_manifest, sha256_file

@@ -12,10 +12,10 @@ from alphaearth_files import Codes, random_codes, write_points, write_raster
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fusar_edge.anchors.area import area_from_bounds, area_from_geojson
-from fusar_edge.anchors.build import _snapped, build_table
+from fusar_edge.anchors.areas.area import area_from_bounds, area_from_geojson
+from fusar_edge.anchors.building.build import _snapped, build_table
 from fusar_edge.anchors.codes import NODATA, vectors_from_codes
-from fusar_edge.anchors.sources import Cells
+from fusar_edge.anchors.sources.source import Cells
 from fusar_edge.anchors.table import AnchorTable
 from fusar_edge.anchors.verify import verify_table
 from fusar_edge.errors import AnchorError

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from alphaearth_files import random_codes, write_points, write_raster
 
-from fusar_edge.anchors.area import area_from_bounds
-from fusar_edge.anchors.build import build_table
+from fusar_edge.anchors.areas.area import area_from_bounds
+from fusar_edge.anchors.building.build import build_table
+from fusar_edge.anchors.building.workers import done_in_any_order, open_workers
 from fusar_edge.anchors.codes import vectors_from_codes
 from fusar_edge.anchors.layout import SHARD_M
 from fusar_edge.anchors.table import AnchorTable
 from fusar_edge.anchors.verify import verify_table
-from fusar_edge.anchors.workers import done_in_any_order, open_workers
 from fusar_edge.errors import AnchorError, InputError
 
 WEST, NORTH = 327680, 4915200

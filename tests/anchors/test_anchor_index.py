@@ -11,8 +11,8 @@ import pytest
 from alphaearth_files import write_index
 from http_files import FileServer, file_server
 
-from fusar_edge.anchors.area import area_from_bounds, area_from_geojson
-from fusar_edge.anchors.index import COLUMNS, Index, IndexedTile, read_index
+from fusar_edge.anchors.areas.area import area_from_bounds, area_from_geojson
+from fusar_edge.anchors.sources.index import COLUMNS, Index, IndexedTile, read_index
 from fusar_edge.errors import AnchorError, MissingExtraError
 
 pytest.importorskip("pyarrow", reason="the index needs pyarrow (extra: tables)")

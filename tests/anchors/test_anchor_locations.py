@@ -10,9 +10,9 @@ import pytest
 from alphaearth_files import Codes, random_codes, write_cog, write_north_up_vrt, write_raster
 from http_files import FileServer, file_server
 
-from fusar_edge.anchors import locations
 from fusar_edge.anchors.codes import NODATA
-from fusar_edge.anchors.locations import (
+from fusar_edge.anchors.sources import locations
+from fusar_edge.anchors.sources.locations import (
     USER_AGENT,
     fetch,
     fingerprint,

@@ -7,8 +7,8 @@ import pytest
 from alphaearth_files import Codes, overview_by_hand, random_codes, write_cog, write_north_up_vrt, write_raster
 
 from fusar_edge.anchors.codes import NODATA, codes_from_sums
-from fusar_edge.anchors.rasters import RasterSource, open_raster
-from fusar_edge.anchors.sources import Cells, Sums
+from fusar_edge.anchors.sources.rasters import RasterSource, open_raster
+from fusar_edge.anchors.sources.source import Cells, Sums
 from fusar_edge.errors import AnchorError
 
 WEST, NORTH = 172320, 3932160 + 640  # of a published tile: 160 m fits its edges, 320 m does not

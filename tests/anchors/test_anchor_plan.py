@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from fusar_edge.anchors.area import area_from_bounds
-from fusar_edge.anchors.build import build_table
+from fusar_edge.anchors.areas.area import area_from_bounds
+from fusar_edge.anchors.building.build import build_table
 from fusar_edge.anchors.codes import NODATA
 from fusar_edge.anchors.layout import CHUNK
-from fusar_edge.anchors.plan import bytes_text, plan_from_km2, plan_table, plan_text
+from fusar_edge.anchors.planning.plan import bytes_text, plan_from_km2, plan_table, plan_text
 from fusar_edge.anchors.table import AnchorTable
 from fusar_edge.anchors.zones import projection
 from fusar_edge.errors import AnchorError

@@ -14,8 +14,8 @@ from alphaearth_files import random_codes, write_points
 
 from fusar_edge.anchors.codes import BAND_NAMES, codes_from_sums, codes_from_vectors, vectors_from_codes
 from fusar_edge.anchors.per_image import read_anchor_file, write_anchor_file
-from fusar_edge.anchors.points import PointSource, read_points
-from fusar_edge.anchors.sources import Cells, Layer, Sums
+from fusar_edge.anchors.sources.points import PointSource, read_points
+from fusar_edge.anchors.sources.source import Cells, Layer, Sums
 from fusar_edge.errors import AnchorError
 
 CODES = random_codes(1, 6, seed=4)[0]

@@ -10,8 +10,8 @@ import pyproj
 import pytest
 from PIL import Image
 
-from fusar_edge.anchors.area import area_from_bounds
-from fusar_edge.anchors.build import build_table
+from fusar_edge.anchors.areas.area import area_from_bounds
+from fusar_edge.anchors.building.build import build_table
 from fusar_edge.anchors.codes import CREDIT, NODATA
 from fusar_edge.anchors.layout import CHUNK, FORMAT, create_root, create_zone
 from fusar_edge.anchors.preview import (
@@ -23,7 +23,7 @@ from fusar_edge.anchors.preview import (
     fitted_components,
     write_preview,
 )
-from fusar_edge.anchors.sources import Cells
+from fusar_edge.anchors.sources.source import Cells
 from fusar_edge.anchors.table import AnchorTable
 from fusar_edge.anchors.zones import lonlat_bounds, projection
 from fusar_edge.errors import AnchorError, OutputExistsError

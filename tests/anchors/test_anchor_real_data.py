@@ -11,7 +11,7 @@ import pyproj
 import pytest
 from alphaearth_files import write_raster
 
-from fusar_edge.anchors.build import build_table
+from fusar_edge.anchors.building.build import build_table
 from fusar_edge.anchors.codes import BAND_NAMES, codes_from_vectors
 from fusar_edge.anchors.table import AnchorTable
 from fusar_edge.anchors.verify import verify_table

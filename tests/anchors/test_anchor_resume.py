@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 from alphaearth_files import random_codes, write_raster
 
-from fusar_edge.anchors import build
-from fusar_edge.anchors.build import build_table
+from fusar_edge.anchors.building import build
+from fusar_edge.anchors.building.build import build_table
+from fusar_edge.anchors.building.pieces import Piece
+from fusar_edge.anchors.building.unfinished import Shard
 from fusar_edge.anchors.layout import SHARD_M
-from fusar_edge.anchors.pieces import Piece
 from fusar_edge.anchors.table import AnchorTable
-from fusar_edge.anchors.unfinished import Shard
 from fusar_edge.anchors.verify import verify_table
 from fusar_edge.errors import AnchorError
 from fusar_edge.manifest import read_manifest
@@ -80,7 +80,7 @@ def test_a_stopped_build_leaves_no_table_and_goes_on_to_the_same_bytes(
 
 def test_a_killed_process_goes_on_to_the_same_bytes(tiles: list[Path], whole: dict[str, str], tmp_path: Path) -> None:
     slow = (
-        "import sys, time, fusar_edge.anchors.build as b\n"
+        "import sys, time, fusar_edge.anchors.building.build as b\n"
         "real = b.write_piece\n"
         "def write(piece):\n"
         "    time.sleep(0.15)\n"
@@ -182,7 +182,7 @@ def test_a_full_disk_is_an_error_that_says_what_to_do_and_leaves_nothing_that_lo
     codes = random_codes(256, 256)
     tile = write_raster(tmp_path / "t.tif", codes, west=WEST, north=NORTH)
     build_it = (
-        "import sys; from fusar_edge.anchors.build import build_table\n"
+        "import sys; from fusar_edge.anchors.building.build import build_table\n"
         "build_table([sys.argv[1]], sys.argv[2], years=[2024], spacing_m=10, jobs=1)\n"
     )
 

@@ -13,7 +13,7 @@ import pyproj
 import pytest
 from alphaearth_files import random_codes, write_points, write_raster
 
-from fusar_edge.anchors.build import build_table
+from fusar_edge.anchors.building.build import build_table
 from fusar_edge.anchors.cache import ChunkCache
 from fusar_edge.anchors.codes import NODATA, codes_from_vectors, vectors_from_codes
 from fusar_edge.anchors.table import AnchorTable
@@ -256,7 +256,10 @@ def test_importing_the_package_loads_no_heavy_library() -> None:
 
     code = (
         "import sys\n"
-        "from fusar_edge.anchors import build, cli, per_image, points, rasters, table, verify\n"
+        "from fusar_edge.anchors import cli, per_image, preview, table, verify\n"
+        "from fusar_edge.anchors.building import build\n"
+        "from fusar_edge.anchors.planning import plan\n"
+        "from fusar_edge.anchors.sources import index, points, rasters\n"
         "print([m for m in ('rasterio', 'zarr', 'pyproj', 'torch', 'onnx', 'transformers') if m in sys.modules])"
     )
     root = Path(__file__).parents[2]

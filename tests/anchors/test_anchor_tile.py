@@ -11,7 +11,7 @@ from alphaearth_files import random_codes, write_points, write_raster
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fusar_edge.anchors.build import build_table
+from fusar_edge.anchors.building.build import build_table
 from fusar_edge.anchors.codes import codes_from_vectors, vectors_from_codes
 from fusar_edge.anchors.grid import tile_xy
 from fusar_edge.anchors.table import AnchorTable

@@ -28,7 +28,7 @@ with rasterio.Env(GDAL_CACHEMAX=134217728):
 """
 BUILD = """
 import sys
-from fusar_edge.anchors.build import build_table
+from fusar_edge.anchors.building.build import build_table
 build_table([sys.argv[1]], sys.argv[2], years=[2024], spacing_m=int(sys.argv[3]), jobs=int(sys.argv[4]) or None)
 """
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from full_tile import BLOCK, write_full_tile
 
-from fusar_edge.anchors.build import build_table
+from fusar_edge.anchors.building.build import build_table
 from fusar_edge.anchors.table import AnchorTable
 
 pytestmark = pytest.mark.slow

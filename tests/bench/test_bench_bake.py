@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 import torch
 
-from fusar_edge.anchors.build import build_table
+from fusar_edge.anchors.building.build import build_table
 from fusar_edge.anchors.grid import grid_positions
 from fusar_edge.anchors.table import AnchorTable
-from fusar_edge.export.bake_error import errors_by_rank, measured_error
-from fusar_edge.export.basis import fit_directions, projector_from
-from fusar_edge.export.places import Places, read_places
+from fusar_edge.export.baking.basis import fit_directions, projector_from
+from fusar_edge.export.baking.error import errors_by_rank, measured_error
+from fusar_edge.export.baking.places import Places, read_places
 from fusar_edge.model.tlm import BakedModulation, TokenModulation
 
 pytestmark = pytest.mark.slow

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from fusar_edge.anchors.codes import CREDIT, LICENCE, NODATA, codes_from_vectors, valid_from_codes
 from fusar_edge.anchors.layout import FORMAT, create_root, create_zone
-from fusar_edge.anchors.sources import Cells
+from fusar_edge.anchors.sources.source import Cells
 from fusar_edge.manifest import Manifest, folder_hashes, write_manifest
 
 Codes = npt.NDArray[np.int8]

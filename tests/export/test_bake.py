@@ -15,10 +15,9 @@ from fusar_edge.anchors.codes import codes_from_vectors, valid_from_codes, vecto
 from fusar_edge.anchors.table import AnchorTable
 from fusar_edge.anchors.verify import verify_table
 from fusar_edge.errors import AnchorError, CheckpointError, GateError, InputError, OutputExistsError
-from fusar_edge.export import places
-from fusar_edge.export.bake import bake_table, open_baked
-from fusar_edge.export.bake_error import errors_by_rank, measured_error
-from fusar_edge.export.basis import (
+from fusar_edge.export.baking import places
+from fusar_edge.export.baking.bake import bake_table, open_baked
+from fusar_edge.export.baking.basis import (
     Basis,
     fit_directions,
     projector_from,
@@ -26,8 +25,9 @@ from fusar_edge.export.basis import (
     tlm_sha256,
     token_weight,
 )
-from fusar_edge.export.places import read_places
-from fusar_edge.export.projector import coefficients_from_codes
+from fusar_edge.export.baking.error import errors_by_rank, measured_error
+from fusar_edge.export.baking.places import read_places
+from fusar_edge.export.baking.projector import coefficients_from_codes
 from fusar_edge.manifest import read_manifest, sha256_file, verify_files
 from fusar_edge.model.checkpoint import save_model
 from fusar_edge.model.network import FusarForConditionalGeneration
@@ -178,8 +178,8 @@ def test_subspace_iteration_finds_what_the_whole_decomposition_finds(
     vectors = vectors_from_codes(EAST[2022][valid_from_codes(EAST[2022])])
     weight = token_weight(model)
     whole = errors_by_rank(fit_directions(model.tlm.film_mlp, vectors, weight, 8), model.tlm.film_mlp, vectors)
-    monkeypatch.setattr("fusar_edge.export.basis.WHOLE", 0)
-    monkeypatch.setattr("fusar_edge.export.basis.DIRECTIONS", 0)
+    monkeypatch.setattr("fusar_edge.export.baking.basis.WHOLE", 0)
+    monkeypatch.setattr("fusar_edge.export.baking.basis.DIRECTIONS", 0)
     some = errors_by_rank(fit_directions(model.tlm.film_mlp, vectors, weight, 8), model.tlm.film_mlp, vectors)
     assert len(some) == 32
     np.testing.assert_allclose(some[:16], whole[:16], atol=1e-3)

@@ -20,9 +20,9 @@ from fusar_edge.engines.build import build
 from fusar_edge.engines.compile_gate import vision_profiles
 from fusar_edge.errors import AnchorError, BundleError, InputError
 from fusar_edge.eval.run import evaluate
-from fusar_edge.export.bake import bake_table
+from fusar_edge.export.baking.bake import bake_table
+from fusar_edge.export.baking.projector import read_projector
 from fusar_edge.export.parity import run_from_file
-from fusar_edge.export.projector import read_projector
 from fusar_edge.export.run import export_model
 from fusar_edge.manifest import Manifest, read_manifest, verify_files, write_manifest
 from fusar_edge.model.checkpoint import new_model, save_model, tokenizer_path

@@ -9,8 +9,8 @@ import numpy.typing as npt
 import torch
 
 from fusar_edge.anchors.grid import grid_positions
-from fusar_edge.export.basis import Basis, Fit, outputs_of, rounded
-from fusar_edge.export.projector import Projector
+from fusar_edge.export.baking.basis import Basis, Fit, outputs_of, rounded
+from fusar_edge.export.baking.projector import Projector
 from fusar_edge.export.speckle import speckled
 from fusar_edge.model.network import FusarForConditionalGeneration
 from fusar_edge.model.tlm import BakedModulation

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from fusar_edge.anchors.building.unfinished import Shard
 from fusar_edge.anchors.codes import BANDS, NODATA, codes_from_sums
 from fusar_edge.anchors.layout import CHUNK, shard_cells, shard_file
-from fusar_edge.anchors.sources import Cells, Layer, Source, Sums
-from fusar_edge.anchors.unfinished import Shard
+from fusar_edge.anchors.sources.source import Cells, Layer, Source, Sums
 from fusar_edge.errors import AnchorError
 from fusar_edge.manifest import sha256_file
 
 if TYPE_CHECKING:
-    from fusar_edge.anchors.area import Area
+    from fusar_edge.anchors.areas.area import Area
 
 BLOCK_CELLS = 1024
 """Side of a piece where a cell is a pixel: the published files' blocks, so that each is decoded once."""

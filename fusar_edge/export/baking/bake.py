@@ -15,11 +15,10 @@ import numpy as np
 
 from fusar_edge.anchors.codes import BANDS, NODATA, valid_from_codes, vectors_from_codes
 from fusar_edge.anchors.layout import CHUNK, create_root, create_zone
-from fusar_edge.anchors.sources import Cells
+from fusar_edge.anchors.sources.source import Cells
 from fusar_edge.anchors.table import AnchorTable, Zone, read_codes
 from fusar_edge.errors import AnchorError, GateError, InputError
-from fusar_edge.export.bake_error import compared_tokens, errors_by_rank, measured_error
-from fusar_edge.export.basis import (
+from fusar_edge.export.baking.basis import (
     FILENAME,
     Basis,
     Fit,
@@ -29,8 +28,9 @@ from fusar_edge.export.basis import (
     tlm_sha256,
     token_weight,
 )
-from fusar_edge.export.places import Places, listed_shards, read_places
-from fusar_edge.export.projector import STEP, Projector
+from fusar_edge.export.baking.error import compared_tokens, errors_by_rank, measured_error
+from fusar_edge.export.baking.places import Places, listed_shards, read_places
+from fusar_edge.export.baking.projector import STEP, Projector
 from fusar_edge.manifest import (
     FILENAME as MANIFEST,
 )

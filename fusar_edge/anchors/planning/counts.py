@@ -11,10 +11,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fusar_edge.anchors.area import Area
-from fusar_edge.anchors.downloads import Tile
+from fusar_edge.anchors.areas.area import Area
 from fusar_edge.anchors.layout import CHUNK, shard_cells
-from fusar_edge.anchors.sources import Cells
+from fusar_edge.anchors.planning.downloads import Tile
+from fusar_edge.anchors.sources.source import Cells
 
 Mask = Callable[[Cells], npt.NDArray[np.bool_]]
 """Window -> bool [rows, cols], the cells wanted."""

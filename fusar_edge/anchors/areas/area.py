@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fusar_edge.anchors.polygons import clipped, continuous, equal_area, joined, shifted, valid
-from fusar_edge.anchors.sources import Cells
+from fusar_edge.anchors.areas.polygons import clipped, continuous, equal_area, joined, shifted, valid
+from fusar_edge.anchors.sources.source import Cells
 from fusar_edge.anchors.zones import LATITUDES, central_meridian, projection
 from fusar_edge.errors import AnchorError
 
@@ -186,7 +186,7 @@ def area_from_geojson(path: Path) -> Area:
 
     Rings that cross themselves are repaired with shapely.make_valid. Raises AnchorError naming the file.
     """
-    from fusar_edge.anchors.geojson import polygons_from_geojson
+    from fusar_edge.anchors.areas.geojson import polygons_from_geojson
 
     try:
         document = json.loads(Path(path).read_bytes())

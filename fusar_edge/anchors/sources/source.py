@@ -96,9 +96,9 @@ def open_source(file: SourceFile, years: Sequence[int], spacing_m: int, *, overv
 
     `years`: what is wanted; the one year of a raster that brings none itself. Points of other years are left out.
     """
-    from fusar_edge.anchors.locations import is_remote, name_of
-    from fusar_edge.anchors.points import read_points
-    from fusar_edge.anchors.rasters import open_raster
+    from fusar_edge.anchors.sources.locations import is_remote, name_of
+    from fusar_edge.anchors.sources.points import read_points
+    from fusar_edge.anchors.sources.rasters import open_raster
 
     if not is_remote(file.location) and not Path(file.location).is_file():
         raise AnchorError(f"{file.location}: no such file; give AlphaEarth GeoTIFFs or tables of points")

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fusar_edge.anchors.blocks import Planes, runs, summed, valid_pixels, wrong_length
 from fusar_edge.anchors.codes import BANDS, LENGTH_TOLERANCE, NODATA
-from fusar_edge.anchors.locations import opened, shown
-from fusar_edge.anchors.sources import Cells, Layer, Sums
+from fusar_edge.anchors.sources.blocks import Planes, runs, summed, valid_pixels, wrong_length
+from fusar_edge.anchors.sources.locations import opened, shown
+from fusar_edge.anchors.sources.source import Cells, Layer, Sums
 from fusar_edge.anchors.zones import zone_from_epsg
 from fusar_edge.errors import AnchorError
 

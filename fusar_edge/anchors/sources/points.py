@@ -25,7 +25,7 @@ from fusar_edge.anchors.codes import (
     unit_length,
 )
 from fusar_edge.anchors.per_image import read_placed_anchors
-from fusar_edge.anchors.sources import Cells, Layer, Sums
+from fusar_edge.anchors.sources.source import Cells, Layer, Sums
 from fusar_edge.anchors.zones import LATITUDES, projection, zones_from_lonlat
 from fusar_edge.errors import AnchorError
 

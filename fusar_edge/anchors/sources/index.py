@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fusar_edge.anchors.locations import fetch, is_remote, name_of, shown
+from fusar_edge.anchors.sources.locations import fetch, is_remote, name_of, shown
 from fusar_edge.anchors.zones import zone_from_epsg
 from fusar_edge.errors import AnchorError, MissingExtraError
 
 if TYPE_CHECKING:
-    from fusar_edge.anchors.area import Area
+    from fusar_edge.anchors.areas.area import Area
 
 BOX_DEGREES = ("wgs84_west", "wgs84_south", "wgs84_east", "wgs84_north")
 BOX_METRES = ("utm_west", "utm_south", "utm_east", "utm_north")

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from fusar_edge.errors import InputError
-from fusar_edge.export.projector import Projector, codes_from_coefficients, coefficients_from_codes
+from fusar_edge.export.baking.projector import Projector, codes_from_coefficients, coefficients_from_codes
 from fusar_edge.export.speckle import speckled
 from fusar_edge.model.network import FusarForConditionalGeneration
 

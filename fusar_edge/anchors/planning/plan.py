@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fusar_edge.anchors.area import Area
+from fusar_edge.anchors.areas.area import Area
 from fusar_edge.anchors.codes import BANDS
-from fusar_edge.anchors.counts import Count, count_from_km2, zones_by_strip, zones_with_tiles
-from fusar_edge.anchors.downloads import Tile, estimated_downloads, listed_downloads
 from fusar_edge.anchors.layout import CHUNK, shard_cells
+from fusar_edge.anchors.planning.counts import Count, count_from_km2, zones_by_strip, zones_with_tiles
+from fusar_edge.anchors.planning.downloads import Tile, estimated_downloads, listed_downloads
 from fusar_edge.errors import AnchorError
 
 Form = Literal["raw", "baked"]

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from fusar_edge.anchors.area import Area, Boxes
+from fusar_edge.anchors.areas.area import Area, Boxes
 
 # The published files: 8192 x 8192 pixels of 10 m, planar, blocks of 1024 x 1024; one of 2024 is 2.12 GB with overviews.
 PIXEL_M = 10
@@ -22,7 +22,7 @@ BLOCK_BYTES = TILE_BYTES * 3 // 4 // TILE_BLOCKS**2
 
 
 class Tile(Protocol):
-    """`fusar_edge.anchors.index.IndexedTile`: one published file."""
+    """`fusar_edge.anchors.sources.index.IndexedTile`: one published file."""
 
     @property
     def year(self) -> int: ...

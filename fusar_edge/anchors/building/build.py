@@ -7,18 +7,18 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fusar_edge.anchors.building.pieces import Piece, piece_cells, write_piece
+from fusar_edge.anchors.building.unfinished import Shard, Unfinished, unfinished_table
+from fusar_edge.anchors.building.workers import done_in_any_order, open_workers
 from fusar_edge.anchors.codes import BANDS, CREDIT, LICENCE
 from fusar_edge.anchors.layout import FORMAT, create_root, create_zone
-from fusar_edge.anchors.pieces import Piece, piece_cells, write_piece
-from fusar_edge.anchors.sources import Cells, Layer, Source, SourceFile, open_source, source_file
-from fusar_edge.anchors.unfinished import Shard, Unfinished, unfinished_table
-from fusar_edge.anchors.workers import done_in_any_order, open_workers
+from fusar_edge.anchors.sources.source import Cells, Layer, Source, SourceFile, open_source, source_file
 from fusar_edge.anchors.zones import lonlat_bounds
 from fusar_edge.errors import AnchorError
 from fusar_edge.manifest import Manifest, check_output, package_versions, sha256_file, write_manifest
 
 if TYPE_CHECKING:
-    from fusar_edge.anchors.area import Area
+    from fusar_edge.anchors.areas.area import Area
 
 Progress = Callable[[int, int, str], None]
 """Done, in all, of what."""
@@ -96,7 +96,7 @@ def _opened(
 
 def _refuse_overlaps(sources: list[Source]) -> None:
     """A pixel that two rasters hold would count twice."""
-    from fusar_edge.anchors.rasters import RasterSource
+    from fusar_edge.anchors.sources.rasters import RasterSource
 
     by_layer: dict[Layer, list[RasterSource]] = defaultdict(list)
     for source in sources:
@@ -172,7 +172,7 @@ def _piece_side(sources: list[Source], spacing_m: int) -> int:
 
 def _hashes(sources: list[Source], progress: Progress) -> dict[str, str]:
     """File name -> hash; a name that occurs twice gets a number."""
-    from fusar_edge.anchors.locations import fingerprint, name_of
+    from fusar_edge.anchors.sources.locations import fingerprint, name_of
 
     hashes: dict[str, str] = {}
     for done, source in enumerate(sources, start=1):

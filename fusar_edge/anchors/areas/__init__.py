@@ -1,0 +1,1 @@
+"""Areas of the ground: boxes and GeoJSON polygons, and the cells that they touch."""
