@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusar_edge.anchors.areas.area import area_from_bounds, area_from_geojson
-from fusar_edge.anchors.building.build import _snapped, build_table
+from fusar_edge.anchors.building.build import build_table
+from fusar_edge.anchors.building.extent import snapped
 from fusar_edge.anchors.codes import NODATA, vectors_from_codes
 from fusar_edge.anchors.sources.source import Cells
 from fusar_edge.anchors.table import AnchorTable
@@ -73,7 +74,7 @@ def test_a_cut_box_holds_the_area_starts_on_a_piece_and_stays_inside(data: st.Da
     (a0, a1), (b0, b1) = (sorted(data.draw(st.tuples(sides, sides), "area")) for _ in range(2))
     step = data.draw(st.sampled_from([1, 7, 64, 512]))
     box, area = Cells(c0, r0, c1 + 1, r1 + 1), Cells(a0, b0, a1 + 1, b1 + 1)
-    cut, part = _snapped(box, area, step), box.overlap(area)
+    cut, part = snapped(box, area, step), box.overlap(area)
     if part is None:
         assert cut is None
         return

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from fusar_edge.anchors.building.pieces import Piece, piece_cells, write_piece
+from fusar_edge.anchors.building.extent import Extent, extent_from_sources, piece_side, windows
+from fusar_edge.anchors.building.pieces import Piece, write_piece
 from fusar_edge.anchors.building.unfinished import Shard, Unfinished, unfinished_table
 from fusar_edge.anchors.building.workers import done_in_any_order, open_workers
 from fusar_edge.anchors.codes import BANDS, CREDIT, LICENCE
@@ -20,12 +22,15 @@ from fusar_edge.manifest import Manifest, check_output, package_versions, sha256
 if TYPE_CHECKING:
     from fusar_edge.anchors.areas.area import Area
 
+Given = TypeVar("Given")
+Made = TypeVar("Made")
 Progress = Callable[[int, int, str], None]
 """Done, in all, of what."""
 
 SPACINGS_M = (1, 2560)
 """Smallest and largest spacing; 256 x 256 pixels of 10 m are far below what an int32 sum holds."""
 YEARS = (2000, 2100)
+HEADERS_AT_ONCE = 8
 METHODS = {False: "re-normalised mean of the valid vectors in a cell", True: "the sources' own overviews"}
 
 
@@ -60,7 +65,7 @@ def build_table(
     _check_settings(sources, years, spacing_m)
     files = [file if isinstance(file, SourceFile) else source_file(str(file)) for file in sources]
     opened = _opened(files, years, spacing_m, overviews, progress)
-    boxes = _boxes(opened, years, area, spacing_m)
+    boxes = extent_from_sources(opened, years, area, spacing_m)
     hashes = _hashes(opened, progress)
     plan = _plan(opened, hashes, boxes, area, spacing_m, overviews)
     with unfinished_table(out, force=force) as unfinished:
@@ -86,12 +91,28 @@ def _check_settings(sources: Sequence[Any], years: Sequence[int], spacing_m: int
 def _opened(
     files: list[SourceFile], years: Sequence[int], spacing_m: int, overviews: bool, progress: Progress
 ) -> list[Source]:
-    opened = []
-    for done, file in enumerate(files, start=1):
-        opened.append(open_source(file, years, spacing_m, overviews=overviews))
-        progress(done, len(files), "opening sources")
+    def opening(file: SourceFile) -> Source:
+        return open_source(file, years, spacing_m, overviews=overviews)
+
+    opened = _side_by_side(opening, files, progress, "opening sources")
     _refuse_overlaps(opened)
     return opened
+
+
+def _side_by_side(
+    function: Callable[[Given], Made], values: Sequence[Given], progress: Progress, what: str
+) -> list[Made]:
+    """In the order given. Threads: a header over the network is waited for, not worked on."""
+    made = []
+    with ThreadPoolExecutor(HEADERS_AT_ONCE) as pool:
+        try:
+            for result in pool.map(function, values):
+                made.append(result)
+                progress(len(made), len(values), what)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return made
 
 
 def _refuse_overlaps(sources: list[Source]) -> None:
@@ -113,82 +134,25 @@ def _refuse_overlaps(sources: list[Source]) -> None:
         by_layer[source.layer].append(source)
 
 
-def _boxes(
-    sources: list[Source], years: Sequence[int], area: Area | None, spacing_m: int
-) -> dict[str, tuple[Cells, list[int]]]:
-    """Zone -> the box of cells that the sources and the area touch, all years together, and its years."""
-    boxes: dict[str, tuple[Cells, list[int]]] = {}
-    for source in sources:
-        for layer, cells in source.layers().items():
-            if years and layer.year not in years:
-                continue
-            box, held = boxes.get(layer.zone, (cells, []))
-            boxes[layer.zone] = box.union(cells), sorted({*held, layer.year})
-    if area is not None:
-        asked = {zone: area.cells(zone, spacing_m) for zone in boxes}
-        step = _piece_side(sources, spacing_m)
-        cut = {zone: (_snapped(boxes[zone][0], cells, step), boxes[zone][1]) for zone, cells in asked.items() if cells}
-        boxes = {zone: (box, held) for zone, (box, held) in cut.items() if box}
-    if not boxes:
-        raise AnchorError(_nothing(sources, years, area, spacing_m))
-    return dict(sorted(boxes.items()))
-
-
-def _nothing(sources: list[Source], years: Sequence[int], area: Area | None, spacing_m: int) -> str:
-    """What the first sources hold, beside what was asked for."""
-    held = []
-    for source in sources[:3]:
-        for layer, cells in sorted(source.layers().items())[:2]:
-            west, south, east, north = lonlat_bounds(layer.zone, *(float(v * spacing_m) for v in cells))
-            held.append(f"{source.location} ({layer.year}, lon {west:.4f}..{east:.4f}, lat {south:.4f}..{north:.4f})")
-    asked = [f"years {', '.join(map(str, years))}"] if years else []
-    if area is not None:
-        west, south, east, north = area.bounds
-        asked.append(f"lon {west:.4f}..{east:.4f}, lat {south:.4f}..{north:.4f}")
-    return f"{'; '.join(held)}: nothing in what was asked for ({'; '.join(asked)}); give sources that cover it"
-
-
-def _snapped(box: Cells, area: Cells, step: int) -> Cells | None:
-    """The part of a box that an area touches, in whole pieces from the box's north-west corner.
-
-    So pieces stay on the blocks of the published files, which are then decoded once; a shard outside gets no file.
-    """
-    part = box.overlap(area)
-    if part is None:
-        return None
-    west, east = (part.col0 - box.col0) // step, -(-(part.col1 - box.col0) // step)
-    north, south = (box.row1 - part.row1) // step, -(-(box.row1 - part.row0) // step)
-    return Cells(
-        box.col0 + west * step,
-        max(box.row0, box.row1 - south * step),
-        min(box.col1, box.col0 + east * step),
-        box.row1 - north * step,
-    )
-
-
-def _piece_side(sources: list[Source], spacing_m: int) -> int:
-    return piece_cells(spacing_m, spacing_m if all(source.cell_is_pixel for source in sources) else None)
-
-
 def _hashes(sources: list[Source], progress: Progress) -> dict[str, str]:
     """File name -> hash; a name that occurs twice gets a number."""
     from fusar_edge.anchors.sources.locations import fingerprint, name_of
 
+    found = _side_by_side(lambda source: fingerprint(source.location), sources, progress, "hashing sources")
     hashes: dict[str, str] = {}
-    for done, source in enumerate(sources, start=1):
+    for source, value in zip(sources, found, strict=True):
         name = unique = name_of(source.location)
         number = 2
         while unique in hashes:
             unique, number = f"{name}#{number}", number + 1
-        hashes[unique] = fingerprint(source.location)
-        progress(done, len(sources), "hashing sources")
+        hashes[unique] = value
     return hashes
 
 
 def _plan(
     sources: list[Source],
     hashes: dict[str, str],
-    boxes: dict[str, tuple[Cells, list[int]]],
+    boxes: Extent,
     area: Area | None,
     spacing_m: int,
     overviews: bool,
@@ -202,11 +166,11 @@ def _plan(
         "area": area.geojson() if area else None,
         "spacing": spacing_m,
         "method": METHODS[overviews],
-        "piece": _piece_side(sources, spacing_m),
+        "piece": piece_side(sources, spacing_m),
     }
 
 
-def _create(table: Path, boxes: dict[str, tuple[Cells, list[int]]], spacing_m: int) -> None:
+def _create(table: Path, boxes: Extent, spacing_m: int) -> None:
     root = create_root(table, spacing_m, list(boxes))
     for zone, (box, years) in boxes.items():
         create_zone(root, zone, box, years, spacing_m)
@@ -215,13 +179,13 @@ def _create(table: Path, boxes: dict[str, tuple[Cells, list[int]]], spacing_m: i
 def _write_pieces(
     unfinished: Unfinished,
     sources: list[Source],
-    boxes: dict[str, tuple[Cells, list[int]]],
+    boxes: Extent,
     area: Area | None,
     spacing_m: int,
     workers: tuple[int | None, str | None],
     progress: Progress,
 ) -> None:
-    side = _piece_side(sources, spacing_m)
+    side = piece_side(sources, spacing_m)
     near: dict[Layer, list[tuple[Cells, Source]]] = defaultdict(list)
     for source in sources:
         for layer, cells in source.layers().items():
@@ -230,7 +194,7 @@ def _write_pieces(
         (Layer(zone, year), window)
         for zone, (box, years) in boxes.items()
         for year in years
-        for window in _windows(box, side)
+        for window in windows(box, side)
         if any(cells.overlap(window) for cells, _ in near[Layer(zone, year)])
     ]
     total, waiting = len(names), [at for at in names if _name(*at) not in unfinished.done]
@@ -256,20 +220,11 @@ def _write_pieces(
         )
 
 
-def _windows(box: Cells, side: int) -> Iterator[Cells]:
-    """Windows of a zone's box, from the north-west."""
-    for top in range(box.row1, box.row0, -side):
-        for left in range(box.col0, box.col1, side):
-            yield Cells(left, max(top - side, box.row0), min(left + side, box.col1), top)
-
-
 def _name(layer: Layer, window: Cells) -> str:
     return f"{layer.zone}/{layer.year}/{window.col0}/{window.row1}"
 
 
-def _manifest(
-    unfinished: Unfinished, plan: dict[str, Any], boxes: dict[str, tuple[Cells, list[int]]], spacing_m: int
-) -> Manifest:
+def _manifest(unfinished: Unfinished, plan: dict[str, Any], boxes: Extent, spacing_m: int) -> Manifest:
     shards = {shard.file: shard for done in unfinished.done.values() for shard in done}
     table = unfinished.table
     small = (path.relative_to(table).as_posix() for path in table.rglob("*") if path.is_file())
@@ -284,7 +239,7 @@ def _manifest(
     )
 
 
-def _figures(boxes: dict[str, tuple[Cells, list[int]]], shards: list[Shard], spacing_m: int) -> dict[str, Any]:
+def _figures(boxes: Extent, shards: list[Shard], spacing_m: int) -> dict[str, Any]:
     valid: dict[tuple[str, int], int] = defaultdict(int)
     for shard in shards:
         zone, _, _, year_index, *_ = shard.file.split("/")

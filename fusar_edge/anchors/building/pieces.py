@@ -76,9 +76,8 @@ def piece_codes(piece: Piece) -> npt.NDArray[np.int8] | None:
     if wanted is not None and not wanted.any():
         return None
     if all(source.cell_is_pixel for source in piece.sources):
-        codes = np.full((BANDS, rows, cols), NODATA, dtype=np.int8).transpose(
-            1, 2, 0
-        )  # as sources and chunks have them
+        planes = np.full((BANDS, rows, cols), NODATA, dtype=np.int8)
+        codes = planes.transpose(1, 2, 0)  # planes in memory, as sources and chunks have them
         for source in piece.sources:
             source.copy_to(codes, piece.layer, window)
     else:
