@@ -416,6 +416,7 @@ def _root(
 def main() -> None:
     """Entry point: exit 0, 1 for a check that failed, 2 for input that cannot be used; no traceback for either."""
     logging.getLogger("rasterio").setLevel(logging.ERROR)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # zarr's other writes, when one has met a full disk
     try:
         app()
     except EdgeError as error:
