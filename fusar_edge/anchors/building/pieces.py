@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from fusar_edge.anchors.building.unfinished import Shard
+from fusar_edge.anchors.building.unfinished import Shard, cannot_be_written
 from fusar_edge.anchors.codes import BANDS, NODATA, codes_from_sums
 from fusar_edge.anchors.layout import CHUNK, shard_cells, shard_file
 from fusar_edge.anchors.sources.source import Cells, Layer, Source, Sums
-from fusar_edge.errors import AnchorError
 from fusar_edge.manifest import sha256_file
 
 if TYPE_CHECKING:
@@ -62,10 +61,7 @@ def write_piece(piece: Piece) -> tuple[str, list[Shard]]:
         array[piece.year_index, row : row + codes.shape[0], col : col + codes.shape[1]] = codes
         return piece.name, _shards(piece, codes, row, col)
     except OSError as problem:
-        raise AnchorError(
-            f"{piece.table}: cannot be written ({problem}); make room and give the same command again: finished shards "
-            "are kept"
-        ) from None
+        raise cannot_be_written(piece.table, problem) from None
 
 
 def piece_codes(piece: Piece) -> npt.NDArray[np.int8] | None:

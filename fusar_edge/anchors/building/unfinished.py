@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import shutil
@@ -17,6 +18,9 @@ from typing import Any, NamedTuple
 
 from fusar_edge.errors import AnchorError
 from fusar_edge.manifest import check_output, output_file, sha256_file
+
+
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 
 
 class Shard(NamedTuple):
@@ -120,7 +124,8 @@ class Unfinished:
 def unfinished_table(out: Path, *, force: bool) -> Iterator[Unfinished]:
     """The folder of a table being built. After an error it stays where a shard is finished, and vanishes otherwise.
 
-    OutputExistsError where `out` is there and not `force`; AnchorError while another process builds the same table.
+    OutputExistsError where `out` is there and not `force`; AnchorError while another process builds the same table, and
+    in place of a disk's OSError inside the block.
     """
     check_output(out, force)
     unfinished = Unfinished(out)
@@ -132,10 +137,18 @@ def unfinished_table(out: Path, *, force: bool) -> Iterator[Unfinished]:
             raise AnchorError(f"{out} is being built by another process ({unfinished.folder} is locked)") from None
         try:
             yield unfinished
-        except BaseException:
+        except BaseException as problem:
             if not unfinished.has_shards():
                 shutil.rmtree(unfinished.folder, ignore_errors=True)
+            if isinstance(problem, OSError) and problem.errno in _DISK:
+                raise cannot_be_written(unfinished.table, problem) from None
             raise
+
+
+def cannot_be_written(table: Path, problem: OSError) -> AnchorError:
+    return AnchorError(
+        f"{table}: cannot be written ({problem}); make room and give the same command again: finished shards are kept"
+    )
 
 
 def _line(piece: str, shards: list[Shard]) -> str:
