@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 from fusar_edge.errors import AnchorError
 from fusar_edge.manifest import check_output, output_file, sha256_file
 
-
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 
 
