@@ -151,8 +151,11 @@ class ModelRecipe(_Spec, frozen=True):
 
 
 class RangeSpec(_Spec, frozen=True):
-    method: Literal["max", "percentile"] = "percentile"
+    method: Literal["max", "percentile", "mse", "entropy"] = "percentile"
+    """mse: least squared error of the rounded and clipped values. entropy: least Kullback-Leibler divergence of their
+    distribution (TensorRT's calibrator, Migacz, GTC 2017)."""
     percentile: Annotated[float, Meta(gt=50, le=100)] = 99.99
+    """Of |x|, for `percentile` alone."""
 
 
 class CalibRecipe(_Spec, frozen=True):
@@ -171,6 +174,29 @@ class CalibRecipe(_Spec, frozen=True):
 
 # engines/NAME.toml --------------------------------------------------------------------------------------------------
 
+Precision = Literal["int8", "int8-fp16", "fp16", "fp32"]
+
+
+class HardwareSpec(_Spec, frozen=True):
+    """What the planner must know of a GPU. Rates are dense: a data sheet's sparse figure halved."""
+
+    memory_mib: Positive
+    """All that the device has; on a Jetson the processor and the GPU share it."""
+    bandwidth_gb_s: Annotated[float, Meta(gt=0)]
+    """Peak of the memory, 1e9 bytes a second."""
+    int8_tops: Annotated[float, Meta(gt=0)]
+    """Peak of dense INT8 on the GPU alone (no DLA), 1e12 operations a second; a multiply-add is two."""
+    fp16_tflops: Annotated[float, Meta(gt=0)]
+    """Peak of dense FP16 or BF16; FP32 graphs run in TF32, at half of it."""
+    power_mode: str
+    """Setting that the rates belong to; for a Jetson the name that nvpmodel shows."""
+    gpu_clock_mhz: Positive
+    """Clock that the rates belong to."""
+    source: Annotated[str, Meta(min_length=1)]
+    """Where the figures stand, and what was derived or assumed."""
+    fp4_tflops: Annotated[float, Meta(gt=0)] | None = None
+    """Dense FP4, where there is any. No engine of ours uses it: for comparison with what others published."""
+
 
 class EngineSpec(_Spec, frozen=True):
     """engines/NAME.toml: one device."""
@@ -180,9 +206,39 @@ class EngineSpec(_Spec, frozen=True):
     status: Literal["built", "compiled only", "untested"]
     """What was really done on the device."""
     memory_mib: Positive
-    """Memory that the process may use."""
+    """Memory that the process may use: the device's, less what the system keeps."""
     threads: Positive = 2
     cache_tokens: Positive = 1024
     """Capacity of the KV cache."""
     tile_px: Positive = 504
     overlap_px: Annotated[int, Meta(ge=0)] = 64
+    compute_capability: Annotated[str, Meta(pattern=r"^(\d{1,2}\.\d)?$")] = ""
+    """Of the GPU, such as "8.7"; a plan runs on that one alone. Empty: no GPU."""
+    vision_batch: Annotated[int, Meta(ge=1, le=8)] = 1
+    """Tiles that the vision engine takes at once, at most. Scratch memory grows with it."""
+    prefill_tokens: Positive = 512
+    """New tokens of one prefill, at most."""
+    workspace_mib: Annotated[int, Meta(ge=0)] = 0
+    """Memory that TensorRT's builder may try kernels with; 0: its own limit."""
+    precision: Precision = "int8"
+    """Of the graphs it is meant for. int8: as `calibrate` writes them, the rest float32; int8-fp16: the rest half."""
+    kv_dtype: Literal["float32", "float16"] = "float32"
+    """Type of the KV cache: the graph's input `past`."""
+    latency_goal_ms: Annotated[float, Meta(gt=0)] | None = None
+    """Goal, p90: one tile looked at and one question answered in 8 tokens. None was ever measured on a GPU."""
+    hardware: HardwareSpec | None = None
+
+    def __post_init__(self) -> None:
+        if self.engine == "tensorrt" and not (self.compute_capability and self.hardware):
+            raise ValueError('engine = "tensorrt" needs `compute_capability`, such as "8.7", and [hardware]')
+        if self.engine == "onnxruntime" and self.compute_capability:
+            raise ValueError('engine = "onnxruntime" runs on the processor: leave `compute_capability` out')
+        if self.hardware and self.memory_mib > self.hardware.memory_mib:
+            raise ValueError(
+                f"memory_mib {self.memory_mib} is more than the device has: hardware.memory_mib is "
+                f"{self.hardware.memory_mib}"
+            )
+        if self.engine == "tensorrt" and self.prefill_tokens > self.cache_tokens:
+            raise ValueError(
+                f"prefill_tokens {self.prefill_tokens} do not fit the KV cache: cache_tokens is {self.cache_tokens}"
+            )

@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from fusar_edge.calib.ranges import BINS, AbsoluteHistogram, collect_ranges
+from fusar_edge.calib.ranges import BINS, AbsoluteHistogram, collect_ranges, least_divergence
 from fusar_edge.errors import DataError
 from fusar_edge.specs import RangeSpec
 
@@ -57,6 +57,65 @@ def test_the_order_of_a_stream_moves_a_percentile_by_bins_only() -> None:
         back.add(other)
     spec = RangeSpec(percentile=99)
     assert forth.range(spec) == pytest.approx(back.range(spec), abs=2 * max(forth.top, back.top) / BINS)
+
+
+def int8_error(values: np.ndarray, clip: float) -> float:
+    step = clip / 127
+    return float(np.square(np.clip(np.rint(values / step), -127, 127) * step - values).sum())
+
+
+@pytest.mark.parametrize("shape", ["normal", "laplace", "outliers", "uniform", "spikes"])
+def test_mse_is_as_good_as_a_search_over_all_clipping_points(shape: str) -> None:
+    generator = np.random.default_rng(3)
+    values = {
+        "normal": generator.normal(size=20_000),
+        "laplace": generator.laplace(size=20_000),
+        "outliers": np.concatenate([generator.normal(size=20_000), generator.normal(size=10) * 100]),
+        "uniform": generator.uniform(-1, 1, 20_000),
+        "spikes": generator.choice([0.0, 0.5, 3.0], 20_000, p=[0.7, 0.29, 0.01]),
+    }[shape]
+    histogram = AbsoluteHistogram()
+    histogram.add(values)
+    found = histogram.range(RangeSpec(method="mse"))
+    best = min(int8_error(values, clip) for clip in np.linspace(0.005, 1, 400) * np.abs(values).max())
+    assert int8_error(values, found) <= max(1.03 * best, len(values) * (histogram.top / BINS) ** 2)
+    assert found <= histogram.largest
+
+
+def divergence_by_hand(counts: list[int], edge: int) -> float:
+    """The published algorithm written as loops."""
+    reference = counts[:edge]
+    groups: list[list[int]] = [[] for _ in range(128)]
+    for place in range(edge):
+        groups[min(place * 128 // edge, 127)].append(place)
+    spread = [0.0] * edge
+    for group in groups:
+        filled = [place for place in group if reference[place]]
+        for place in filled:
+            spread[place] = sum(reference[p] for p in group) / len(filled)
+    reference = [*reference[:-1], reference[-1] + sum(counts[edge:])]
+    p, q = [v / sum(reference) for v in reference], [v / sum(spread) for v in spread]
+    if any(a and not b for a, b in zip(p, q, strict=True)):
+        q = [(v + 1e-4) / (1 + 1e-4 * edge) for v in q]
+    return sum(a * np.log(a / b) for a, b in zip(p, q, strict=True) if a)
+
+
+@pytest.mark.parametrize("seed", [4, 5])
+def test_entropy_is_the_published_algorithm(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    values = np.abs(np.concatenate([generator.laplace(size=3000), [40.0]]))
+    counts = np.histogram(values, bins=400)[0]
+    expected = min(range(128, 401), key=lambda edge: divergence_by_hand([0, *counts[1:].tolist()], edge))
+    assert least_divergence(counts) == expected < 400
+
+
+@pytest.mark.parametrize("method", ["mse", "entropy"])
+def test_a_method_that_clips_stands_a_constant_zeros_and_one_value(method: str) -> None:
+    spec = RangeSpec(method=method)
+    for values, expected in ((np.zeros(5), 0.0), (np.full(9, 3.0), 3.0), (np.array([0.0, 0.0, 2.0]), 2.0)):
+        histogram = AbsoluteHistogram()
+        histogram.add(values)
+        assert histogram.range(spec) == pytest.approx(expected, rel=0.02)
 
 
 @pytest.fixture
