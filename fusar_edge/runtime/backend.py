@@ -62,7 +62,10 @@ class Backend(Protocol):
         ...
 
 
-ENGINES = {"onnxruntime": "fusar_edge.runtime.ort:open_ort"}
+ENGINES = {
+    "onnxruntime": "fusar_edge.runtime.ort:open_ort",
+    "tensorrt": "fusar_edge.runtime.trt:open_trt",
+}
 """Engine -> module:function(bundle, threads) -> Backend, imported on use."""
 
 

@@ -1,6 +1,8 @@
 """The bundle: one folder with all that a device needs to interpret scenes, every file sealed by its SHA-256.
 
-    vision.onnx decoder.onnx      graphs (DESIGN section 3), or what the engine of `settings.engine` reads
+    vision.onnx decoder.onnx      graphs (DESIGN section 3), for the engine `onnxruntime`
+    vision.plan decoder.plan      what TensorRT built of them, for the engine `tensorrt`; graphs are not shipped then
+    vision.layers.json ...        layers and kernels of each plan, for people
     tokenizer.json                Hugging Face `tokenizers` file
     prompts.json                  chat template pieces and the canonical prompt of each task
     radiometry.json               the one mapping from SAR values to grey
@@ -37,7 +39,12 @@ FORMAT = 1
 STAGE = "build"
 VISION, DECODER, TOKENIZER = "vision.onnx", "decoder.onnx", "tokenizer.json"
 PROMPTS, RADIOMETRY = "prompts.json", "radiometry.json"
+PLANS = {VISION: "vision.plan", DECODER: "decoder.plan"}
+"""Graph -> the plan that stands in its place in a bundle of the engine `tensorrt`."""
+LAYERS = {VISION: "vision.layers.json", DECODER: "decoder.layers.json"}
 REQUIRED = (VISION, DECODER, TOKENIZER, PROMPTS, RADIOMETRY)
+"""Files of a bundle for ONNX Runtime."""
+TENSORRT = "tensorrt"
 DEFAULT = Path(__file__).parent.parent / "_bundles" / "default"
 
 Count = Annotated[int, msgspec.Meta(ge=1)]
@@ -56,6 +63,23 @@ class AnchorForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     """Width of the graph's input `anchors`."""
     basis_sha256: str = ""
     """Of the baked tables' basis.npz, which is in the graph."""
+
+
+class PlanFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What the plans of a TensorRT bundle were built for; a plan opens on that GPU architecture and version alone."""
+
+    tensorrt: str
+    """Version, such as `10.16.1.11`."""
+    compute_capability: str
+    """`8.7` is Orin."""
+    gpu: str
+    """Name of the GPU that they were built on."""
+    prefill_tokens: Count
+    """New tokens at most in one run of the decoder's profile 0; any number of cached ones goes before them."""
+    vision_batch: Count
+    """Images at most in one run of vision."""
+    kv_dtype: Literal["float16", "float32"]
+    """Type of `past` and `new`."""
 
 
 class BundleSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -96,6 +120,17 @@ class BundleSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     precision: Literal["int8", "fp32"] = "fp32"
     engine: str = "onnxruntime"
     """Which backend opens the graphs (fusar_edge.runtime.backend)."""
+    plan: PlanFacts | None = None
+    """Engine `tensorrt` only."""
+
+    def __post_init__(self) -> None:
+        if (self.engine == TENSORRT) != (self.plan is not None):
+            raise ValueError("`plan` belongs to the engine `tensorrt`, and to no other")
+
+
+def engine_files(engine: str) -> tuple[str, str]:
+    """What holds vision and decoder in a bundle of this engine."""
+    return (PLANS[VISION], PLANS[DECODER]) if engine == TENSORRT else (VISION, DECODER)
 
 
 def canonical_prompts() -> dict[str, str]:
@@ -164,7 +199,9 @@ def open_bundle(name: str | Path = "default") -> Bundle:
             f"{path}: bundle format {version!r}; this fusar-edge reads format {FORMAT} only: "
             "install the fusar-edge that the bundle was made with, or build it again"
         )
-    unsealed = [name for name in REQUIRED if name not in manifest.files]
+    engine = str(manifest.settings.get("engine", ""))
+    required = (*engine_files(engine), TOKENIZER, PROMPTS, RADIOMETRY)
+    unsealed = [name for name in required if name not in manifest.files]
     if unsealed:
         raise BundleError(f"{path} does not list {', '.join(unsealed)}: the bundle is incomplete; build it again")
     verify_files(folder, manifest, BundleError)
@@ -188,11 +225,12 @@ def seal_bundle(
     figures: dict[str, Any] | None = None,
     packages: dict[str, str] | None = None,
 ) -> Manifest:
-    """Make a bundle of a folder that holds the graphs and tokenizer.json: writes prompts, radiometry and manifest.
+    """Make a bundle of a folder with graphs (or plans) and tokenizer.json: writes prompts, radiometry and manifest.
 
     `folder` is meant to be the work folder of fusar_edge.manifest.output_folder; every file in it is sealed.
     """
-    missing = [name for name in (VISION, DECODER, TOKENIZER) if not (folder / name).is_file()]
+    needed = (*engine_files(settings.engine), TOKENIZER)
+    missing = [name for name in needed if not (folder / name).is_file()]
     if missing:
         raise BundleError(f"{folder} lacks {', '.join(missing)}: a bundle needs both graphs and the tokenizer")
     _write_json(folder / PROMPTS, prompts or Prompts())
@@ -203,7 +241,8 @@ def seal_bundle(
         inputs=inputs or {},
         files=folder_hashes(folder),
         figures=figures or {},
-        settings=msgspec.to_builtins(settings),
+        # Without what does not apply, so that a fusar-edge that does not know the field reads the bundle.
+        settings={name: value for name, value in msgspec.to_builtins(settings).items() if value is not None},
         packages=packages or {},
     )
     write_manifest(folder, manifest)

@@ -11,8 +11,9 @@ import numpy.typing as npt
 
 from fusar_edge.errors import BundleError
 from fusar_edge.runtime.backend import Cache, Floats, Int32, Step
-from fusar_edge.runtime.bundle import DECODER, VISION, Bundle, BundleSettings
+from fusar_edge.runtime.bundle import DECODER, VISION, Bundle
 from fusar_edge.runtime.cache import KvCache
+from fusar_edge.runtime.contract import Tensors, graph_contract
 
 _DTYPES = {
     "tensor(float)": np.float32,
@@ -20,35 +21,6 @@ _DTYPES = {
     "tensor(int32)": np.int32,
     "tensor(int64)": np.int64,
 }
-
-Shape = tuple[int | None, ...]
-
-
-def _contract(s: BundleSettings) -> dict[str, tuple[dict[str, Shape], dict[str, Shape]]]:
-    """Graph -> its inputs and outputs (DESIGN section 3); None is a dimension that varies."""
-    row: Shape = (None, s.layers, 2, None, s.kv_heads, s.head_dim)
-    tokens: Shape = (None, s.cells**2, s.channels)
-    return {
-        VISION: (
-            {
-                "pixels": (None, 1, s.image_size, s.image_size),
-                "anchors": (None, None, s.anchors.bands),
-                "anchor_positions": (None, None, 2),
-                "anchor_mask": (None, None),
-            },
-            {"visual_tokens": tokens},
-        ),
-        DECODER: (
-            {
-                "input_ids": (None, None),
-                "visual_tokens": tokens,
-                "visual_index": (None, None),
-                "position_ids": (3, None, None),
-                "past": row,
-            },
-            {"logits": (None, s.vocab_size), "next_ids": (None,), "new": row},
-        ),
-    }
 
 
 class OrtBackend:
@@ -121,7 +93,7 @@ def _open_session(bundle: Bundle, name: str, threads: int) -> Any:
     except Exception as problem:  # onnxruntime's own classes derive from Exception alone
         reason = str(problem).splitlines()[0]
         raise BundleError(f"{path}: ONNX Runtime cannot open it ({reason}); build it again") from None
-    _check_contract(path, session, *_contract(bundle.settings)[name])
+    _check_contract(path, session, *graph_contract(bundle.settings)[name])
     return session
 
 
@@ -130,7 +102,7 @@ def _processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _check_contract(path: Path, session: Any, inputs: dict[str, Shape], outputs: dict[str, Shape]) -> None:
+def _check_contract(path: Path, session: Any, inputs: Tensors, outputs: Tensors) -> None:
     for kind, wanted, found in (("input", inputs, session.get_inputs()), ("output", outputs, session.get_outputs())):
         shapes = {value.name: value.shape for value in found}
         if set(shapes) != set(wanted):
