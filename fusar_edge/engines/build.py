@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,24 @@ from typing import Any
 import msgspec
 
 from fusar_edge.calib.graphs import GraphFolder, open_graphs
-from fusar_edge.errors import EdgeError, InputError
+from fusar_edge.engines.plans import build_plans, check_memory, open_target
+from fusar_edge.engines.timing_cache import default_folder
+from fusar_edge.errors import InputError
 from fusar_edge.eval.metrics import task_metrics
 from fusar_edge.eval.run import Progress, ask_manifest
 from fusar_edge.export.baking.projector import FILENAME as PROJECTOR
-from fusar_edge.manifest import FILENAME, Manifest, check_output, output_folder, package_versions, sha256_file
+from fusar_edge.manifest import (
+    FILENAME,
+    Manifest,
+    check_output,
+    output_folder,
+    package_versions,
+    sha256_file,
+    verify_files,
+)
 from fusar_edge.recipes import load_recipe
-from fusar_edge.runtime.bundle import DECODER, VISION, BundleSettings, seal_bundle
-from fusar_edge.runtime.ort import open_ort
+from fusar_edge.runtime.backend import open_backend
+from fusar_edge.runtime.bundle import TENSORRT, Bundle, BundleSettings, PlanFacts, seal_bundle
 from fusar_edge.runtime.session import Session
 from fusar_edge.specs import EngineSpec
 
@@ -29,54 +40,62 @@ def build(
     data: Path | None = None,
     reference: Path | None = None,
     images: int | None = None,
+    timing_cache: Path | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Manifest:
     """Make the bundle `out` for one device from the folder that `calibrate` (INT8) or `export` (FP32) made.
 
-    The engine that will run it opens it once before it is published. `data`: a manifest that training never saw, whose
-    task metrics (of its first `images` images) go into the bundle's manifest, with those of the FP32 folder `reference`
-    beside them. Raises InputError for a folder that does not fit
-    the spec, EdgeError for an engine that this version does not build.
+    The engine that will run it opens it once before it is published. A TensorRT spec is built on its own device alone:
+    DeviceError elsewhere, before anything is done; `timing_cache` is the folder of its timings, else the user's cache
+    folder. `data`: a manifest that training never saw, whose task metrics (of its first `images` images) go into the
+    bundle's manifest, with those of the FP32 folder `reference` beside them. Raises InputError for a folder that does
+    not fit the spec.
     """
     spec, text = load_recipe("engines", spec_name, EngineSpec)
     check_output(out, force)
-    if spec.engine != "onnxruntime":
-        raise EdgeError(
-            f"spec {spec.name}: engine {spec.engine!r} is not built by this version of fusar-edge. "
-            'A bundle for ONNX Runtime: give a spec with engine = "onnxruntime", such as `cpu`'
-        )
     if data is None and (reference is not None or images is not None):
         raise InputError("--reference and --images say what to measure: give --data, the manifest to measure on")
+    target = open_target(spec) if spec.engine == TENSORRT else None
     graphs = open_graphs(onnx_dir)
-    settings = bundle_settings(graphs, spec)
+    settings = bundle_settings(graphs, spec, None if target is None else target.plan_facts(spec))
+    compared = [] if reference is None else [open_graphs(reference, stages=("export",)).bundle()]
+    if target is not None:
+        verify_files(graphs.path, graphs.manifest)
+        check_memory(spec, graphs, target.facts)
     figures = dict(graphs.manifest.figures)
-    if data is not None:
-        compared = [graphs, *([open_graphs(reference, stages=("export",))] if reference else [])]
-        figures["tasks"] = _task_figures(compared, spec, data, images, progress)
     with output_folder(out, force=force) as work:
-        shutil.copytree(graphs.path, work, dirs_exist_ok=True, ignore=shutil.ignore_patterns(FILENAME, PROJECTOR))
+        left_out = (FILENAME, *(("*.onnx*",) if target else ()))
+        shutil.copytree(graphs.path, work, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*left_out))
+        if target is not None:
+            folder = timing_cache or default_folder()
+            figures["plans"] = build_plans(target, graphs, settings, spec, work, folder, progress)
+        bundle = dataclasses.replace(graphs.bundle(work), settings=settings)
+        if data is not None:
+            figures["tasks"] = _task_figures([bundle, *compared], spec, data, images, progress)
+        (work / PROJECTOR).unlink(missing_ok=True)  # what per-image vectors are measured through, not deployed
         manifest = seal_bundle(
             work,
             settings,
             radiometry=graphs.radiometry,
             recipe=text,
-            inputs={name: sha256_file(graphs.path / name) for name in (VISION, DECODER, FILENAME)},
+            inputs={path.name: sha256_file(path) for path in (*graphs.path.glob("*.onnx*"), graphs.path / FILENAME)},
             figures=figures,
-            packages=package_versions("onnxruntime", "numpy"),
+            packages=package_versions("tensorrt" if target else "onnxruntime", "numpy"),
         )
-        open_ort(graphs.bundle(work), spec.threads)
+        if data is None:
+            open_backend(bundle, spec.threads)
     return manifest
 
 
 def _task_figures(
-    folders: list[GraphFolder], spec: EngineSpec, data: Path, images: int | None, progress: Progress | None
+    bundles: list[Bundle], spec: EngineSpec, data: Path, images: int | None, progress: Progress | None
 ) -> dict[str, Any]:
     """Precision -> task metrics, and what they were measured on."""
     figures: dict[str, Any] = {"data": f"{data.parent.name}/{data.name}", "data_sha256": sha256_file(data)}
-    for graphs in folders:
-        session = Session(graphs.bundle(), spec.threads)
-        precision = graphs.settings.precision
+    for bundle in bundles:
+        session = Session(bundle, spec.threads)
+        precision = bundle.settings.precision
         step = None if progress is None else _labelled(progress, precision)
         figures[precision] = task_metrics(ask_manifest(session, data, images=images, progress=step))
     return figures
@@ -86,8 +105,8 @@ def _labelled(progress: Progress, label: str) -> Progress:
     return lambda done, total, _: progress(done, total, label)
 
 
-def bundle_settings(graphs: GraphFolder, spec: EngineSpec) -> BundleSettings:
-    """The graphs' settings with what the device decides: engine, cache, tile."""
+def bundle_settings(graphs: GraphFolder, spec: EngineSpec, plan: PlanFacts | None = None) -> BundleSettings:
+    """The graphs' settings with what the device decides: engine, cache, tile, plans."""
     used = graphs.settings.cells**2
     if spec.cache_tokens <= used:
         raise InputError(
@@ -100,4 +119,5 @@ def bundle_settings(graphs: GraphFolder, spec: EngineSpec) -> BundleSettings:
         context_tokens=spec.cache_tokens,
         tile_px=spec.tile_px,
         overlap_px=spec.overlap_px,
+        plan=plan,
     )

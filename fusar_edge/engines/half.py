@@ -23,8 +23,12 @@ from onnx import TensorProto, helper, numpy_helper
 from fusar_edge.errors import GateError
 
 CACHE = ("past", "new")
-KEPT = ("*.down_proj", "*patch_embed", "tlm*")
-"""Linears that stay FP32: `down_proj` sees values beyond FP16's 65,504 in large models; the other two are small."""
+KEPT = ("*patch_embed", "tlm*")
+"""Linears that stay FP32: they are small."""
+SCALED = ("*.down_proj",)
+"""Linears whose inputs can go beyond FP16's 65,504 in large models: they are divided before and multiplied after."""
+SCALE = 64.0
+"""A power of two, so that it costs no precision but below 0.004, where FP16 begins to lose digits then."""
 MOVES = {"Slice", "Concat", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Gather", "Split", "Expand", "Identity"}
 """Operators that only move values: they are repeated in FP16 rather than fed from an FP32 copy."""
 _DATA_INPUTS = {"Concat": None}  # every input is data; else the first
@@ -69,7 +73,7 @@ def half_graph(model: onnx.ModelProto, *, linears: bool = True, keep: Sequence[s
                 raise GateError(
                     f"{node.name}: its weights reach {np.abs(weight).max():.0f}, FP16 ends at {LARGEST:.0f}"
                 )
-            rewrite.run_in_half(node)
+            rewrite.run_in_half(node, SCALE if any(fnmatch(node.name, pattern) for pattern in SCALED) else None)
             done.append(node.name)
         else:
             kept.append(node.name)
@@ -101,15 +105,30 @@ class _Rewrite:
         producers = (self.producer.get(name) for name in node.input)
         return all(p is not None and p.op_type == "DequantizeLinear" for p in producers)
 
-    def run_in_half(self, node: onnx.NodeProto) -> None:
-        """Inputs in FP16, and the result back in FP32 under its old name."""
+    def run_in_half(self, node: onnx.NodeProto, scale: float | None = None) -> None:
+        """Inputs in FP16, and the result back in FP32 under its old name.
+
+        `scale`: the first input is divided by it before it is cast, and the result multiplied.
+        """
+        [output] = node.output
+        if scale:
+            node.input[0] = self._times(node.input[0], 1 / scale, f"{output}/scaled")
         for index, name in enumerate(node.input):
             node.input[index] = self.half(name)
-        [output] = node.output
         node.output[0] = f"{output}/half"
-        self.added.append(helper.make_node("Cast", [node.output[0]], [output], f"{output}/float", to=TensorProto.FLOAT))
-        self.halves[output] = node.output[0]
+        back = f"{output}/unscaled" if scale else output
+        self.added.append(helper.make_node("Cast", [node.output[0]], [back], f"{output}/float", to=TensorProto.FLOAT))
+        if scale:
+            self._times(back, scale, output)
+        else:
+            self.halves[output] = node.output[0]
         self.halved += 1
+
+    def _times(self, name: str, factor: float, made: str) -> str:
+        constant = f"{made}/factor"
+        self.graph.initializer.append(numpy_helper.from_array(np.array(factor, np.float32), constant))
+        self.added.append(helper.make_node("Mul", [name, constant], [made], f"{made}/times"))
+        return made
 
     def half(self, name: str) -> str:
         """The FP16 copy of a tensor: moved through operators that only move, cast where it is computed."""

@@ -10,9 +10,10 @@ import pytest
 import tiny_graphs
 
 from fusar_edge.engines.build import build
-from fusar_edge.errors import BundleError, EdgeError, InputError, OutputExistsError
+from fusar_edge.errors import BundleError, DeviceError, EdgeError, InputError, OutputExistsError
 from fusar_edge.manifest import read_manifest, sha256_file
 from fusar_edge.recipes import load_recipe, recipe_names
+from fusar_edge.runtime import trt_api
 from fusar_edge.runtime.bundle import open_bundle
 from fusar_edge.runtime.session import Session
 from fusar_edge.specs import EngineSpec
@@ -90,11 +91,13 @@ def test_fp32_graphs_make_a_bundle_too(tmp_path: Path) -> None:
     assert manifest.settings["precision"] == "fp32"
 
 
-def test_a_tensorrt_spec_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
-    spec = spec_file(tmp_path, SPEC.replace("onnxruntime", "tensorrt"))
-    with pytest.raises(EdgeError, match="not built by this version"):
-        build(spec, tiny_graphs.int8_folder(), tmp_path / "bundle")
-    assert [p.name for p in tmp_path.iterdir()] == ["spec.toml"]
+def test_a_tensorrt_spec_is_refused_without_a_driver_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trt_api, "driver_problem", lambda: "there is no driver")
+    with pytest.raises(DeviceError, match=r"needs an NVIDIA GPU: there is no driver\. Run this on the device"):
+        build("jetson-agx-orin-64gb", tiny_graphs.int8_folder(), tmp_path / "bundle")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_cache_that_does_not_hold_one_image_is_refused(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import tiny_graphs
 from onnx import TensorProto, helper, numpy_helper
 
 from fusar_edge.calib.graphs import open_graphs
+from fusar_edge.calib.qdq import linears
 from fusar_edge.engines.compile_gate import BINDINGS, LIBRARIES, compile_pair, compiled
 from fusar_edge.errors import GateError
 
@@ -32,6 +33,17 @@ def test_both_int8_graphs_of_the_tiny_model_build() -> None:
     assert 0 < vision.plan_bytes < (tiny_graphs.fp32_folder() / "vision.onnx").stat().st_size
     assert decoder.plan_bytes > 0
     assert min(vision.layers, decoder.layers) > 100
+    for result in (vision, decoder):
+        layers = linears(onnx.load(folder / result.graph))  # what is still a float MatMul is not INT8
+        assert result.kernels.int8 == int8_linears(folder / result.graph)
+        assert not result.kernels.int8 & {layer.name for layer in layers}
+
+
+def int8_linears(path: Path) -> set[str]:
+    """Nodes whose weight comes from INT8 through DequantizeLinear."""
+    nodes = onnx.load(path).graph.node
+    dequantised = {n.output[0] for n in nodes if n.op_type == "DequantizeLinear"}
+    return {n.name for n in nodes if n.op_type in ("MatMul", "Gemm", "Conv") and n.input[1] in dequantised}
 
 
 def test_a_node_that_tensorrt_does_not_know_is_named(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import onnxruntime
 import pytest
 import tiny_graphs
 from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 from fusar_edge.engines.half import HalfReport, half_file, half_graph
 from fusar_edge.errors import GateError
@@ -30,6 +31,7 @@ def run(path: Path, feed: Feed) -> Feed:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # it would drop casts
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     half = {value.name for value in session.get_inputs() if value.type == "tensor(float16)"}
     given = {name: array.astype(np.float16) if name in half else array for name, array in feed.items()}
@@ -114,8 +116,8 @@ def int8_linears(model: onnx.ModelProto) -> list[str]:
 
 def test_linears_of_an_fp32_graph_get_half_weights_but_those_that_are_kept(tmp_path: Path) -> None:
     folder = tiny_graphs.fp32_folder()
-    report = half_file(folder / "decoder.onnx", tmp_path / "half.onnx", keep=["*.down_proj", "*lm_head"])
-    kept = {name for name in report.kept if name.endswith(("down_proj", "lm_head"))}
+    report = half_file(folder / "decoder.onnx", tmp_path / "half.onnx", keep=["*.up_proj", "*lm_head"])
+    kept = {name for name in report.kept if name.endswith(("up_proj", "lm_head"))}
     assert set(report.kept) == kept != set()
     assert any(name.endswith("q_proj") for name in report.linears)
     assert (tmp_path / "half.onnx").stat().st_size < 0.8 * (folder / "decoder.onnx").stat().st_size
@@ -136,6 +138,23 @@ def test_a_weight_that_half_precision_cannot_hold_is_named() -> None:
         half_graph(product(70_000))
     assert half_graph(product(60_000)).linears == ("layer.fc",)
     assert half_graph(product(70_000), keep=["layer.*"]).kept == ("layer.fc",)
+
+
+def test_inputs_beyond_half_precision_pass_through_down_proj() -> None:
+    x = np.array([[1e6, 3.0, -2e5, 0.5], [1.0, 2.0, 3.0, 4.0]], np.float32)
+    for name, survives in (("layer.mlp.down_proj", True), ("layer.mlp.up_proj", False)):
+        model = product(0.25)
+        model.graph.node[0].name = name
+        assert half_graph(model).linears == (name,)
+        onnx.checker.check_model(model, full_check=True)
+        with np.errstate(
+            over="ignore", invalid="ignore"
+        ):  # ONNX Runtime drops a pair of casts, and with it the overflow
+            result = ReferenceEvaluator(model).run(None, {"x": x})[0]
+        np.testing.assert_allclose(result[1], x[1] @ np.full((4, 4), 0.25), rtol=1e-3)
+        assert np.isfinite(result[0]).all() == survives
+        if survives:
+            np.testing.assert_allclose(result[0], x[0] @ np.full((4, 4), 0.25), rtol=1e-3)
 
 
 def test_a_result_that_others_read_keeps_its_name_and_type(tmp_path: Path) -> None:

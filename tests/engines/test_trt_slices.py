@@ -1,0 +1,57 @@
+"""The compile gate at the width of Qwen2.5-VL-7B: few layers, random weights, both profiles, vision batch 1 to 8.
+
+Slow (`pytest -m slow`): exporting a slice takes longer than compiling it, and 4 to 5 GB of memory.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+from slices import TEXT_7B, slice_7b
+
+from fusar_edge.engines.compile_gate import BINDINGS, LIBRARIES, compiled
+from fusar_edge.engines.profiles import decoder_profiles, vision_profiles
+from fusar_edge.runtime.bundle import DECODER, VISION
+
+ABSENT = [name for name in (LIBRARIES, BINDINGS) if importlib.util.find_spec(name) is None]
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(ABSENT) and os.environ.get("CI") != "true", reason=f"{', '.join(ABSENT)} not installed"),
+]
+
+BLOCK = ("attn.qkv", "attn.proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+LAYER = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj")
+
+
+def test_vision_at_7b_width_builds_for_batches_of_1_to_8_with_every_linear_in_int8(tmp_path: Path) -> None:
+    settings = slice_7b(VISION, tmp_path)
+    assert (settings.channels, settings.image_size, settings.cells) == (TEXT_7B.hidden_size, 504, 18)
+    result = compiled(tmp_path / VISION, vision_profiles(settings, 8))
+    linears = {f"vision.blocks.{block}.{name}" for block in (0, 1) for name in BLOCK}
+    linears |= {"vision.merger.mlp.0", "vision.merger.mlp.2", "tlm.film_mlp.0", "tlm.film_mlp.2"}
+    assert result.kernels.int8 == linears
+    # Products of activations, and the patch embedding that the recipe keeps.
+    assert {name for name in result.kernels.floating if "MatMul" not in name} == {"vision.patch_embed"}
+    assert result.plan_bytes < 1.1 * (tmp_path / VISION).stat().st_size
+    one = compiled(tmp_path / VISION, vision_profiles(settings, 1)).kernels.scratch_bytes
+    eight = result.kernels.scratch_bytes
+    assert one is not None
+    assert eight is not None
+    # Measured: 335 MiB and 2,597 MiB, most of it the scores of the full-attention block, (16, 1296, 1296) per image.
+    assert 7 < eight / one < 9
+
+
+def test_the_decoder_at_7b_width_builds_with_both_profiles_and_its_linears_in_int8(tmp_path: Path) -> None:
+    settings = slice_7b(DECODER, tmp_path)
+    assert (settings.kv_heads, settings.head_dim) == (4, 128)
+    prefill, decode = decoder_profiles(settings, 512, 1024)
+    both, alone = (compiled(tmp_path / DECODER, profiles) for profiles in ([prefill, decode], [decode]))
+    assert both.kernels.int8 == {f"decoder.layers.0.{name}" for name in LAYER} | {"decoder.lm_head"}
+    assert alone.kernels.int8 == both.kernels.int8
+    assert alone.plan_bytes < 1.1 * (tmp_path / DECODER).stat().st_size
+    # TensorRT-RTX 1.7 keeps a copy of the weights for each profile, whatever extra_memory_target says.
+    assert both.plan_bytes < 2.1 * (tmp_path / DECODER).stat().st_size
