@@ -88,7 +88,7 @@ def test_the_wheel_carries_nothing_else(wheel_names: list[str]) -> None:
 
 
 def test_help_of_every_verb_shows_an_example_or_says_what_it_does() -> None:
-    verbs = ("demo", "interpret", "verify", "eval", "simulate", "train", "export", "calibrate", "build")
+    verbs = ("demo", "interpret", "verify", "eval", "simulate", "train", "export", "calibrate", "build", "plan")
     for verb in verbs:
         shown = run(verb, "--help")
         assert shown.returncode == 0

@@ -1,4 +1,4 @@
-"""`fusar-edge anchors`: plan, build, info, verify, preview. (`bake` needs the workshop: fusar_edge.cli.)"""
+"""`fusar-edge anchors`: plan, build, info, verify, preview. `bake` needs the workshop: see fusar_edge.commands."""
 
 from __future__ import annotations
 
