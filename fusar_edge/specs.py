@@ -224,6 +224,9 @@ class EngineSpec(_Spec, frozen=True):
     """Of the graphs it is meant for. int8: as `calibrate` writes them, the rest float32; int8-fp16: the rest half."""
     kv_dtype: Literal["float32", "float16"] = "float32"
     """Type of the KV cache: the graph's input `past`."""
+    cuda_graphs: Annotated[int, Meta(ge=0, le=1024)] = 0
+    """Lengths of the cache for which the decode step is kept as a CUDA graph, each with an execution context; 0: none.
+    It needs cuda-python and TensorRT 10 or later. What it gains was never measured."""
     latency_goal_ms: Annotated[float, Meta(gt=0)] | None = None
     """Goal, p90: one tile looked at and one question answered in 8 tokens. None was ever measured on a GPU."""
     hardware: HardwareSpec | None = None

@@ -144,8 +144,9 @@ def plan(
     planned = run(spec, model, precision=precision, calib=calib, baked=baked)
     Console(stderr=True, highlight=False).print(plan_tables(planned))
     require_fit(planned)
-    if planned.build_warning:
-        say(planned.build_warning)
+    for warning in (planned.build_warning, planned.risk):
+        if warning:
+            say(warning)
     result(plan_record(planned))
 
 

@@ -1,8 +1,10 @@
 """How much memory a model takes on a device: what is counted, what is estimated by a formula, what is assumed.
 
 Counted: weights, scales, constants, KV cache (tests: within 1 % of the files of the default bundle). By formula:
-scratch, the largest set of tensors that live at once if no kernel fuses attention (an upper bound: one that does needs
-less). Assumed: the runtime's own memory, and the peak of building.
+scratch, the largest set of tensors that live at once if no kernel fuses attention; a test holds it against what
+TensorRT-RTX asks for. Assumed: the runtime's own memory, and the peak of building. A plan is counted with its weights
+once; TensorRT-RTX 1.7 keeps the decoder's once for each profile (875 MiB for 458 of one layer at 7B width), and whether
+TensorRT does is not known: see Plan.risk.
 """
 
 from __future__ import annotations
@@ -156,11 +158,11 @@ def _shared_head(shape: ModelShape, weights: WeightFormat) -> bool:
 
 def vision_scratch(shape: ModelShape, batch: int, weights: WeightFormat) -> int:
     """Inputs and outputs, and the larger of these: attention of one full block (residual, queries, keys, values, two
-    of them rotated, and scores [heads, P, P] before and after the softmax), the gated MLP, TLM."""
+    of them rotated, and scores [heads, P, P] as a product, scaled, and after the softmax), the gated MLP, TLM."""
     tower, width = shape.tower, shape.language.hidden
     patches, tokens = tower.patches, shape.tokens
     pairs = patches * patches if tower.full_blocks else tower.window_pairs
-    attention = patches * tower.hidden * 6 + 2 * tower.heads * pairs
+    attention = patches * tower.hidden * 6 + 3 * tower.heads * pairs
     mlp = patches * (tower.hidden + 3 * tower.intermediate)
     per_anchor = shape.baked_rank or shape.tlm_hidden + 2 * width
     anchors = max(shape.anchors, LARGEST_ANCHORS)
@@ -171,11 +173,11 @@ def vision_scratch(shape: ModelShape, batch: int, weights: WeightFormat) -> int:
 
 def decoder_scratch(shape: ModelShape, spec: EngineSpec, weights: WeightFormat) -> int:
     """One scratch for both contexts, of the larger: prefill of N tokens into a full cache of T. Residual, queries,
-    keys and values of one layer over T, scores [heads, N, T] before and after the softmax, or the gated MLP; and the
+    keys and values of one layer over T, scores [heads, N, T] as in vision, or the gated MLP; and the
     visual tokens, new rows of the cache and logits."""
     text, new, all_tokens = shape.language, spec.prefill_tokens, spec.cache_tokens
     query, key = text.heads * text.head_dim, text.kv_heads * text.head_dim
-    attention = new * (text.hidden + 2 * query) + 2 * 2 * all_tokens * key + 2 * text.heads * new * all_tokens
+    attention = new * (text.hidden + 2 * query) + 2 * 2 * all_tokens * key + 3 * text.heads * new * all_tokens
     mlp = new * (text.hidden + 3 * text.intermediate)
     outside = shape.tokens * text.hidden + new * text.cache_values + text.vocab
     return (max(attention, mlp) + outside) * weights.rest_bytes

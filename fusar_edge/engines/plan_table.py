@@ -68,6 +68,7 @@ def plan_record(planned: Plan) -> dict[str, Any]:
         "fits": planned.problem is None,
         "build_peak_mib": [round(size / MIB) for size in memory.build_peak] if spec.engine == "tensorrt" else None,
         "builds": planned.build_warning is None,
+        "risk": planned.risk,
         "measured": False,
         "efficiency": {"compute": FITTED.compute, "bandwidth": FITTED.bandwidth},
         "times_ms": None

@@ -73,6 +73,18 @@ class Plan:
         return None
 
     @property
+    def risk(self) -> str | None:
+        """What might be needed beside the plan's figures, and does not fit; or None."""
+        twice = self.memory.bytes_of("decoder weights")
+        over = self.memory.needed + twice - self.memory.available
+        if self.spec.engine != "tensorrt" or self.problem or over <= 0:
+            return None
+        return (
+            f"if TensorRT keeps the decoder's weights once for each of its two profiles, as TensorRT-RTX does, it "
+            f"needs {twice // MIB:,} MiB more: {over // MIB:,} MiB too many"
+        )
+
+    @property
     def build_warning(self) -> str | None:
         """What building on the device lacks, or None."""
         if self.spec.engine != "tensorrt" or self.memory.builds:

@@ -40,6 +40,7 @@ class Target:
             prefill_tokens=spec.prefill_tokens,
             vision_batch=spec.vision_batch,
             kv_dtype=spec.kv_dtype,
+            cuda_graphs=spec.cuda_graphs,
         )
 
 

@@ -80,6 +80,8 @@ class PlanFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     """Images at most in one run of vision."""
     kv_dtype: Literal["float16", "float32"]
     """Type of `past` and `new`."""
+    cuda_graphs: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """Lengths of the cache for which the decode step is kept as a CUDA graph; 0: none."""
 
 
 class BundleSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

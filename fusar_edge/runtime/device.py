@@ -70,6 +70,13 @@ class Device(Protocol):
         """Wait for the stream."""
         ...
 
+    def record(self, job: Callable[[], None]) -> Callable[[], None]:
+        """What `job` enqueues, recorded as a CUDA graph and not done; each call of the result enqueues it once.
+
+        It is valid until `close`. DeviceError where the package cannot record, or the driver refuses a part of it.
+        """
+        ...
+
     def close(self) -> None:
         """Give everything back, the memory of `pinned` arrays too; whatever else uses the context must have gone.
 

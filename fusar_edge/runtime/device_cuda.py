@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
@@ -26,6 +27,7 @@ class CudaDevice(OwnedByThread):
         self._cuda = cuda
         self._memory: set[int] = set()
         self._pinned: list[int] = []
+        self._graphs: list[Any] = []
         self._call("cuInit", 0)
         self._number = self._call("cuDeviceGet", 0)
         self._context = self._call("cuDevicePrimaryCtxRetain", self._number)
@@ -80,11 +82,28 @@ class CudaDevice(OwnedByThread):
         self.synchronisations += 1
         self._call("cuStreamSynchronize", self._stream)
 
+    def record(self, job: Callable[[], None]) -> Callable[[], None]:
+        self._check_thread()
+        mode = self._cuda.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        self._call("cuStreamBeginCapture", self._stream, mode)
+        try:
+            job()
+        except BaseException:
+            self._cuda.cuStreamEndCapture(self._stream)  # or the stream stays unusable; the first error is told
+            raise
+        graph = self._call("cuStreamEndCapture", self._stream)
+        launched = self._call("cuGraphInstantiate", graph, 0)
+        self._call("cuGraphDestroy", graph)
+        self._graphs.append(launched)
+        return lambda: self._call("cuGraphLaunch", launched, self._stream)
+
     def close(self) -> None:
         if not self._closes():
             return
         self._call("cuCtxPushCurrent", self._context)
         self._call("cuStreamSynchronize", self._stream)
+        for graph in self._graphs:
+            self._call("cuGraphExecDestroy", graph)
         for address in self._memory:
             self._call("cuMemFree", address)
         for address in self._pinned:

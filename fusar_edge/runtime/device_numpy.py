@@ -34,6 +34,7 @@ class NumpyDevice(OwnedByThread):
         self._next = _FIRST
         self._queue: list[Callable[[], None]] = []
         self._current = 0
+        self.recordings = self.launches = 0
 
     @property
     def stream(self) -> int:
@@ -88,6 +89,22 @@ class NumpyDevice(OwnedByThread):
         queue, self._queue = self._queue, []
         for job in queue:
             job()
+
+    def record(self, job: Callable[[], None]) -> Callable[[], None]:
+        self._check_current()
+        queue, self._queue = self._queue, []
+        try:
+            job()
+        finally:
+            recorded, self._queue = self._queue, queue
+        self.recordings += 1
+
+        def launch() -> None:
+            self.launches += 1
+            for part in recorded:
+                self.enqueue(part)
+
+        return launch
 
     def close(self) -> None:
         self._closes()

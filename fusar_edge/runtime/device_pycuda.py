@@ -7,7 +7,7 @@ its own and leave it on the stack of whichever thread imported it, so it is not 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
@@ -83,6 +83,9 @@ class PycudaDevice(OwnedByThread):
         self.synchronisations += 1
         with self._explained("finish what was enqueued"):
             self._stream.synchronize()
+
+    def record(self, job: Callable[[], None]) -> Callable[[], None]:
+        raise DeviceError("PyCUDA 2026.1 has no capture of a stream; cuda-python has (pip install cuda-python)")
 
     def close(self) -> None:
         if not self._closes():

@@ -4,11 +4,6 @@ One stream; every call ends by waiting for it once. What a decode step does on t
 one enqueue, one copy of token and logits back, one wait. The KV cache is one buffer with the token outermost: `past` is
 bound at its start and `new` at `past`'s end, so that nothing is moved. All contexts share one scratch buffer, for they
 run one after the other.
-
-No CUDA graph: a captured one holds for one shape and one set of addresses, and with every token `past` is a row longer
-and `new` a row further. Keeping one for each length would take as many contexts: TensorRT's guide (Best Practices, CUDA
-graphs) wants one per captured graph. A decoder that takes `past` in steps of 128 rows, say, and a mask of those in use,
-and gives `new` at one place, would need one graph per step; ours has no such input.
 """
 
 from __future__ import annotations
@@ -21,7 +16,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from fusar_edge.errors import BundleError, InputError
+from fusar_edge.errors import BundleError, DeviceError, InputError
 from fusar_edge.runtime.backend import Cache, Floats, Int32, Step
 from fusar_edge.runtime.bundle import DECODER, PLANS, VISION, Bundle
 from fusar_edge.runtime.cache import Rows
@@ -29,7 +24,8 @@ from fusar_edge.runtime.contract import graph_contract
 from fusar_edge.runtime.device import ALIGNMENT, Device, open_device
 from fusar_edge.runtime.staging import Returned, Shape, Staging
 from fusar_edge.runtime.trt_api import DeviceFacts, Listener, constructed, device_facts, open_tensorrt
-from fusar_edge.runtime.trt_engine import Engine
+from fusar_edge.runtime.trt_engine import Context, Engine
+from fusar_edge.runtime.trt_graphs import DecodeGraphs
 
 PREFILL, DECODE = 0, 1
 """Profiles of the decoder's plan: N new tokens after P >= 0; one new token after P >= 1."""
@@ -51,7 +47,7 @@ class DeviceCache(Rows):
 class TrtBackend:
     """Backend over two plans. Used by the thread that made it; owns `device` and closes it.
 
-    After it is made, only `new_cache` allocates.
+    After it is made, only `new_cache` allocates, and TensorRT the first time that a CUDA graph is made.
     """
 
     def __init__(self, bundle: Bundle, trt: Any, device: Device) -> None:
@@ -82,14 +78,27 @@ class TrtBackend:
         stream = self._device.stream
         self._see = vision.context(0, stream)
         self._prefill, self._decode = decoder.context(PREFILL, stream), decoder.context(DECODE, stream)
+        graphs = self.settings.plan.cuda_graphs if self.settings.plan else 0
+        if graphs and not decoder.shares_profiles:
+            raise DeviceError(
+                f"{decoder.path}: cuda_graphs = {graphs} needs TensorRT 10 or later, here is {trt.__version__}: set it "
+                "to 0 in the device's spec and build the bundle again"
+            )
+        self._graphs = DecodeGraphs(self._device, self._decode, self._graph_context, graphs) if graphs else None
+
+    def _graph_context(self) -> Context:
+        """One more context of the decode profile."""
+        context = self._engines[2].context(DECODE, self._device.stream)
+        context.use_scratch(*self._scratch)
+        return context
 
     def _make_buffers(self) -> None:
         device, s = self._device, self.settings
         _, vision, decoder = self._engines
         nbytes = max(vision.scratch_bytes, decoder.scratch_bytes, 1)
-        scratch = device.alloc(nbytes)
+        self._scratch = device.alloc(nbytes), nbytes
         for context in (self._see, self._prefill, self._decode):
-            context.use_scratch(scratch, nbytes)
+            context.use_scratch(*self._scratch)
         self._largest_image = vision.largest_inputs(*vision.inputs)
         self._image = Staging(device, self._largest_image)
         batch, kind = self._largest_image["pixels"][0][0], vision.dtypes["visual_tokens"]
@@ -181,7 +190,12 @@ class TrtBackend:
             "past": cache.address,  # for no rows too: an address of nothing may not be null
             "new": cache.next_address(tokens),
         }
-        (self._decode if tokens == 1 and past else self._prefill).run(shapes, addresses)
+        if not (tokens == 1 and past):
+            self._prefill.run(shapes, addresses)
+        elif self._graphs is None:
+            self._decode.run(shapes, addresses)
+        else:
+            self._graphs.run(past, shapes, addresses)
         self._result.fetch()
         self._device.synchronise()
         cache.length += tokens
@@ -200,7 +214,7 @@ class TrtBackend:
 
     def close(self) -> None:
         """Give the GPU back; the backend, its caches and the logits of its steps must not be used any more."""
-        held = [name for name in ("_see", "_prefill", "_decode", "_engines") if name in vars(self)]
+        held = [name for name in ("_graphs", "_see", "_prefill", "_decode", "_engines") if name in vars(self)]
         if held:
             with self._device:  # contexts, then engines, then what they stand on
                 for name in held:
@@ -236,4 +250,5 @@ def open_trt(bundle: Bundle, threads: int = 0) -> TrtBackend:
     """`threads` says nothing here: a GPU has its own. DeviceError or MissingExtraError say what this machine lacks."""
     trt = open_tensorrt()
     check_plan(bundle, trt.__version__, device_facts())
-    return TrtBackend(bundle, trt, open_device())
+    plan = bundle.settings.plan
+    return TrtBackend(bundle, trt, open_device("cuda-python" if plan and plan.cuda_graphs else "auto"))

@@ -51,6 +51,11 @@ class Engine:
         return {name: (self.largest(name), self.dtypes[name]) for name in names}
 
     @property
+    def shares_profiles(self) -> bool:
+        """TensorRT 10 and later: PROFILE_SHARING_0806 is on, and cannot be turned off."""
+        return hasattr(self._trt, "ExecutionContextAllocationStrategy")
+
+    @property
     def scratch_bytes(self) -> int:
         """Device memory of one context, whichever profile it uses."""
         size = "device_memory_size_v2" if hasattr(self._engine, "device_memory_size_v2") else "device_memory_size"
@@ -72,7 +77,7 @@ class Engine:
     def context(self, profile: int, stream: int) -> Context:
         """A new context that keeps to one profile; it runs once it was given scratch memory.
 
-        TensorRT 8.6 and 10 want a profile of its own for each context of an engine.
+        Contexts share a profile where `shares_profiles`; TensorRT 8.6 wants one of its own for each.
         """
         what = f"an execution context of {self.path}"
         strategy = getattr(self._trt, "ExecutionContextAllocationStrategy", None)

@@ -44,7 +44,7 @@ class Machine:
             patch.setattr(module, "device_facts", lambda: self.facts)
         patch.setattr(trt, "open_device", self.device)
 
-    def device(self) -> NumpyDevice:
+    def device(self, kind: str = "auto") -> NumpyDevice:
         self.opened += 1
         self.trt.device = NumpyDevice()
         return self.trt.device

@@ -9,12 +9,17 @@ import importlib.util
 import os
 from pathlib import Path
 
+import msgspec
 import pytest
 from slices import TEXT_7B, slice_7b
 
 from fusar_edge.engines.compile_gate import BINDINGS, LIBRARIES, compiled
+from fusar_edge.engines.memory import decoder_scratch, vision_scratch, weight_format
 from fusar_edge.engines.profiles import decoder_profiles, vision_profiles
+from fusar_edge.engines.shapes import shape_from_recipe
+from fusar_edge.recipes import load_recipe
 from fusar_edge.runtime.bundle import DECODER, VISION
+from fusar_edge.specs import EngineSpec, ModelRecipe
 
 ABSENT = [name for name in (LIBRARIES, BINDINGS) if importlib.util.find_spec(name) is None]
 
@@ -43,6 +48,12 @@ def test_vision_at_7b_width_builds_for_batches_of_1_to_8_with_every_linear_in_in
     assert eight is not None
     # Measured: 335 MiB and 2,597 MiB, most of it the scores of the full-attention block, (16, 1296, 1296) per image.
     assert 7 < eight / one < 9
+    weights, shape = (
+        weight_format("int8", ()),
+        shape_from_recipe(load_recipe("export", "fusar-gpt-7b", ModelRecipe)[0], "7b"),
+    )
+    for batch, scratch in ((1, one), (8, eight)):
+        assert 0.9 < scratch / vision_scratch(shape, batch, weights) < 1.0
 
 
 def test_the_decoder_at_7b_width_builds_with_both_profiles_and_its_linears_in_int8(tmp_path: Path) -> None:
@@ -52,6 +63,11 @@ def test_the_decoder_at_7b_width_builds_with_both_profiles_and_its_linears_in_in
     both, alone = (compiled(tmp_path / DECODER, profiles) for profiles in ([prefill, decode], [decode]))
     assert both.kernels.int8 == {f"decoder.layers.0.{name}" for name in LAYER} | {"decoder.lm_head"}
     assert alone.kernels.int8 == both.kernels.int8
+    shape = shape_from_recipe(load_recipe("export", "fusar-gpt-7b", ModelRecipe)[0], "7b")
+    spec = msgspec.structs.replace(load_recipe("engines", "h200", EngineSpec)[0], prefill_tokens=512, cache_tokens=1024)
+    assert both.kernels.scratch_bytes is not None
+    # Measured: 192 MiB, where the planner's formula says 258.
+    assert 0.6 < both.kernels.scratch_bytes / decoder_scratch(shape, spec, weight_format("int8", ())) < 1.0
     assert alone.plan_bytes < 1.1 * (tmp_path / DECODER).stat().st_size
     # TensorRT-RTX 1.7 keeps a copy of the weights for each profile, whatever extra_memory_target says.
     assert both.plan_bytes < 2.1 * (tmp_path / DECODER).stat().st_size

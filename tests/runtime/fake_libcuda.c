@@ -10,6 +10,8 @@ static char context, stream;
 static int current, live;
 static struct { void *to; const void *from; size_t nbytes; } queue[64];
 static int queued;
+static struct { int parts, live; void *to[8]; const void *from[8]; size_t nbytes[8]; } graphs[8], *recorded;
+static int made;
 
 static int new_memory(void **memory, size_t nbytes) {
     if (!current) return 201;
@@ -27,6 +29,11 @@ static int old_memory(void *memory) {
 static int copy(void *to, const void *from, size_t nbytes, void *on) {
     if (!current) return 201;
     if (on != &stream || queued == 64) return 400;
+    if (recorded) {
+        int part = recorded->parts++;
+        recorded->to[part] = to, recorded->from[part] = from, recorded->nbytes[part] = nbytes;
+        return 0;
+    }
     queue[queued].to = to, queue[queued].from = from, queue[queued++].nbytes = nbytes;
     return 0;
 }
@@ -52,6 +59,32 @@ int cuStreamSynchronize(void *on) {
     for (int i = 0; i < queued; i++) memcpy(queue[i].to, queue[i].from, queue[i].nbytes);
     queued = 0;
     return current && on == &stream ? 0 : 400;
+}
+
+int cuStreamBeginCapture_v2(void *on, int mode) {
+    if (!current || on != &stream || mode != 1 || recorded) return 400;
+    recorded = &graphs[made++];
+    return 0;
+}
+int cuStreamEndCapture(void *on, void **graph) {
+    if (!recorded || on != &stream) return 401;
+    *graph = recorded, recorded = 0;
+    return 0;
+}
+int cuGraphInstantiateWithFlags(void **runnable, void *graph, unsigned long long flags) {
+    *runnable = graph, live++;
+    return flags != 0;
+}
+int cuGraphDestroy(void *graph) { return graph == 0; }
+int cuGraphExecDestroy(void *graph) { live--; return graph == 0; }
+int cuGraphLaunch(void *graph, void *on) {
+    if (recorded) return 906;
+    for (int i = 0, n = ((__typeof__(recorded))graph)->parts; i < n; i++) {
+        __typeof__(recorded) g = graph;
+        int status = copy(g->to[i], g->from[i], g->nbytes[i], on);
+        if (status) return status;
+    }
+    return 0;
 }
 
 int cuGetProcAddress_v2(const char *name, void **found, int version, unsigned long long flags, int *status) {

@@ -173,7 +173,8 @@ class _Context:
 
     def set_optimization_profile_async(self, profile: int, stream: int) -> bool:
         others = [context.profile for context in self.engine.contexts if context is not self]
-        if profile in others or not 0 <= profile < len(self.engine.profiles) or stream != self.device.stream:
+        taken = profile in others and self.engine.trt.major < 10
+        if taken or not 0 <= profile < len(self.engine.profiles) or stream != self.device.stream:
             return self._refused(f"profile {profile} cannot be set")
         self.profile = profile
         return True

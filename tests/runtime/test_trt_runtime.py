@@ -218,6 +218,65 @@ def test_nothing_is_allocated_after_the_warm_up_and_each_token_waits_once(rig: R
     assert device.allocations == allocated
 
 
+def with_graphs(plain: Bundle, folder: Path, most: int, version: str = "10.16.1.11") -> Rig:
+    return Rig(write_trt_bundle(folder, plain, PREFILL, cuda_graphs=most), version)
+
+
+def test_decode_steps_as_cuda_graphs_answer_as_onnx_runtime_does(plain: Bundle, ort: Backend, tmp_path: Path) -> None:
+    """The second image has the lengths of the first: its steps are launches alone."""
+    rig = with_graphs(plain, tmp_path / "b", 1024)
+    wanted = answers(ort)
+    cache, said = rig.backend.new_cache(120), []
+    for seed in (5, 6):
+        visual = look(rig.backend, seed)
+        run_prefix(rig.backend, cache, PREFIX, visual)
+        recorded = rig.device.recordings
+        said += [generate(rig.backend, cache, PREFIX, visual, q, 12, {END}) for q in QUESTIONS]
+    assert [s.ids for s in said] == [w.ids for w in wanted]
+    assert recorded > 10
+    assert rig.device.launches > 10
+    longest = max(len(w.log_probabilities) + len(q) for w, q in zip(wanted, QUESTIONS * 2, strict=True))
+    assert rig.device.recordings <= len(PREFIX) + longest
+    # Another cache lies elsewhere: its steps are recorded anew, and right.
+    again = rig.backend.new_cache(120)
+    run_prefix(rig.backend, again, PREFIX, visual)
+    before = rig.device.recordings
+    assert generate(rig.backend, again, PREFIX, visual, QUESTIONS[0], 12, {END}).ids == said[3].ids
+    assert rig.device.recordings > before
+    rig.backend.close()
+    assert rig.trt.ended[-1] == "closed"
+
+
+def test_lengths_beyond_the_wanted_number_of_graphs_run_plainly(plain: Bundle, ort: Backend, tmp_path: Path) -> None:
+    rig = with_graphs(plain, tmp_path / "b", 3)
+    assert [g.ids for g in answers(rig.backend)] == [w.ids for w in answers(ort)]
+    assert rig.device.recordings == 3
+    decode = [context for context in rig.trt.engines[1].contexts if context.profile == 1]
+    assert len(decode) == 4
+    assert decode[0].runs
+
+
+def test_a_step_that_cannot_be_captured_says_what_to_set(
+    plain: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = with_graphs(plain, tmp_path / "b", 3)
+    cache, visual = rig.backend.new_cache(20), look(rig.backend)
+    step(rig.backend, cache, [1, 2], visual)
+
+    def refuse(job: object) -> None:
+        raise DeviceError("CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED")
+
+    monkeypatch.setattr(rig.device, "record", refuse)
+    with pytest.raises(DeviceError, match=r"captured as a CUDA graph .*UNSUPPORTED.*cuda_graphs = 0"):
+        step(rig.backend, cache, [3], visual)
+    assert cache.length == 2
+
+
+def test_cuda_graphs_on_tensorrt_8_6_are_refused(plain: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(DeviceError, match=r"cuda_graphs = 3 needs TensorRT 10 or later, here is 8\.6\.1"):
+        with_graphs(plain, tmp_path / "b", 3, "8.6.1")
+
+
 def test_the_visual_tokens_of_the_last_look_are_not_uploaded_again(rig: Rig) -> None:
     visual = look(rig.backend)
     uploaded = len(rig.uploaded)
@@ -430,7 +489,7 @@ def test_a_tensorrt_bundle_opens_through_the_table_of_engines(bundle: Bundle, mo
     device = NumpyDevice()
     monkeypatch.setattr(trt_module, "open_tensorrt", lambda: FakeTensorrt(device))
     monkeypatch.setattr(trt_module, "device_facts", lambda: ORIN)
-    monkeypatch.setattr(trt_module, "open_device", lambda: device)
+    monkeypatch.setattr(trt_module, "open_device", lambda kind: device)
     assert isinstance(open_backend(bundle), TrtBackend)
 
 

@@ -57,8 +57,37 @@ def round_trip(device: Device) -> None:
     device.close()
 
 
+def recording(device: Device) -> None:
+    """What a device that can record must do; also over the fake driver below."""
+    with device:
+        address = device.alloc(4)
+        there, back = device.pinned((1,), np.float32), device.pinned((1,), np.float32)
+
+        def job() -> None:
+            device.copy_to_device(address, there)
+            device.copy_to_host(back, address)
+
+        there[:], back[:] = 1, 0
+        launch = device.record(job)
+        device.synchronise()
+        assert back[0] == 0  # recorded, not done
+        for value in (2, 3):
+            there[:] = value
+            launch()
+            device.synchronise()
+            assert back[0] == value
+        with pytest.raises(ZeroDivisionError):
+            device.record(lambda: 1 / 0)  # type: ignore[arg-type, return-value]  # what fails while recording
+        there[:] = 4
+        job()  # the stream is usable again
+        device.synchronise()
+        assert back[0] == 4
+    device.close()
+
+
 def test_the_numpy_device_does_what_a_device_must() -> None:
     round_trip(open_device("numpy"))
+    recording(open_device("numpy"))
 
 
 def test_the_numpy_device_hands_out_poison_and_poisons_what_is_freed() -> None:
@@ -206,6 +235,8 @@ def test_pycuda_is_called_as_its_sources_have_it_and_no_context_is_left_on_the_s
         cuda.memory.view(kept, 1)
     assert (cuda.stack, cuda.freed, cuda.detached) == ([], [12], 1)
     round_trip(PycudaDevice(FakePycuda()))
+    with pytest.raises(DeviceError, match="no capture of a stream; cuda-python has"):
+        PycudaDevice(FakePycuda()).record(lambda: None)
 
 
 def undefined_driver_calls(package: str) -> list[str]:
@@ -233,9 +264,10 @@ def test_the_real_package_does_what_a_device_must_over_a_driver_of_host_memory(
     (tmp_path / "driver.c").write_text(text + "".join(f"int {name}(void) {{ return 801; }}\n" for name in absent))
     flags = ["-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-o", str(library)]
     subprocess.run([compiler, *flags, str(tmp_path / "driver.c"), "-ldl"], check=True)
+    names = ("round_trip", "recording") if kind == "cuda-python" else ("round_trip",)
     code = (
-        "from test_trt_runtime_device import round_trip; from fusar_edge.runtime.device import open_device; "
-        f"round_trip(open_device({kind!r}))"
+        "import test_trt_runtime_device as t; from fusar_edge.runtime.device import open_device; "
+        f"[getattr(t, name)(open_device({kind!r})) for name in {names!r}]"
     )
     path = os.pathsep.join([str(here), str(here.parent.parent), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path), "PYTHONPATH": path}
