@@ -11,8 +11,9 @@ from fusar_edge.data.truth import Target, Truth
 from fusar_edge.manifest import check_output, output_folder
 from fusar_edge.runtime.bundle import bundle_path
 from fusar_edge.runtime.detections import tile_box
-from fusar_edge.runtime.interpreter import Interpretation, Progress, Record
+from fusar_edge.runtime.interpreter import Interpretation, Progress
 from fusar_edge.runtime.job import interpret_to_files
+from fusar_edge.runtime.tile import Record
 
 if TYPE_CHECKING:
     from fusar_edge.data.simulator import SimulatedScene

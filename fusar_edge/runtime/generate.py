@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -81,10 +81,12 @@ def generate(
     question_ids: Sequence[int],
     max_new_tokens: int,
     eos_ids: Collection[int],
+    on_token: Callable[[int], None] | None = None,
 ) -> Generation:
     """Answer one question after `run_prefix`; on return the cache holds the prefix alone again.
 
     `question_ids` is the question and the template's piece after it. InputError where it leaves no room to answer.
+    `on_token` is told each token of the answer as it is chosen; what it raises ends the answer and goes to the caller.
     """
     start = len(prefix)
     if len(question_ids) >= cache.room:
@@ -110,6 +112,8 @@ def generate(
                 reason: StopReason = "eos"
                 break
             ids.append(token)
+            if on_token is not None:
+                on_token(token)
             if len(ids) == max_new_tokens:
                 reason = "max_new_tokens"
                 break

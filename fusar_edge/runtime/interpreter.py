@@ -2,51 +2,27 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fusar_edge.data.tasks import TASKS
-from fusar_edge.data.truth import Box, Target, clipped
+from fusar_edge.data.truth import Box
 from fusar_edge.errors import InputError
 from fusar_edge.manifest import FILENAME, sha256_file
 from fusar_edge.runtime.bundle import Bundle
-from fusar_edge.runtime.detections import Detection, Located, merged, scene_box, tile_box, touches_inner_edge
-from fusar_edge.runtime.session import Answer, Session, check_table
-from fusar_edge.sar.image import resized
-from fusar_edge.sar.scene import Scene, TileImage, open_scene
+from fusar_edge.runtime.detections import Detection, Located, merged
+from fusar_edge.runtime.session import Session, check_table
+from fusar_edge.runtime.tile import AnchorLookup, Record, Tile, see_tiles
+from fusar_edge.sar.scene import Scene, open_scene
 from fusar_edge.sar.tiles import TileWindow, plan_tiles
 
 if TYPE_CHECKING:
-    from fusar_edge.anchors.table import Anchors, AnchorTable
+    from fusar_edge.anchors.table import AnchorTable
 
 Progress = Callable[[int, int, str], None]
 """Tiles done, tiles in all, what was said last."""
-
-
-@dataclass(frozen=True)
-class Record:
-    """One answer about one tile."""
-
-    tile: int
-    """Index in the scene's plan of tiles."""
-    window: TileWindow
-    task: str
-    answer: Answer
-    box: Box | None
-    """What `classify` was asked about, in pixels of the scene."""
-    detections: tuple[Detection, ...]
-    """Boxes of a parsed `detect` answer."""
-    anchors_used: int
-    """AlphaEarth vectors that took part; 0 is plain Qwen2.5-VL."""
-    anchors_missing: dict[str, int]
-    """Nodes of the tile without a vector by reason: masked, outside, no_year."""
-    anchor_years: dict[int, int]
-    """Vectors that took part by year: where the scene's year has none at a place, the nearest one's is taken."""
-    latency_ms: dict[str, float]
-    """read, anchors, vision and prefix are the tile's, the same in all its records; prefill and decode the answer's."""
 
 
 @dataclass
@@ -106,7 +82,7 @@ def interpret(
     it implies. `overlap_px` None: the bundle's. `year` of the anchors: given, and then no other is taken; else at each
     place the nearest to the scene's acquisition, or the latest.
     """
-    order = _ordered_tasks(tasks, boxes)
+    order = ordered_tasks(tasks, boxes)
     if not scene_paths or (boxes is not None and len(scene_paths) != 1):
         raise InputError(f"{len(scene_paths)} scenes: give at least one, and exactly one where boxes are given")
     if anchors is not None:
@@ -116,7 +92,7 @@ def interpret(
     for path in scene_paths:
         with open_scene(path, band=band, values=values, radiometry=bundle.radiometry) as scene:
             result = _new_result(Path(path), scene, bundle, overlap_px)
-            result.anchor_year = _anchor_year(anchors, year, result.acquired)
+            result.anchor_year = anchor_year_of(anchors, year, result.acquired)
             look_up = None if anchors is None else AnchorLookup(anchors, result.anchor_year, nearest=year is None)
             interpret_scene(session, scene, result, order, look_up, label, boxes, progress)
         results.append(result)
@@ -135,103 +111,25 @@ def interpret_scene(
     progress: Progress | None = None,
 ) -> None:
     """Fill in `result`: read -> anchors -> look -> ask each task -> record."""
+    settings = session.bundle.settings
     for index, window in enumerate(result.windows):
         said = ""
-        tile = _Tile(session, scene, index, window)
-        if not tile.image.valid.any():
+        tile = Tile(scene, index, window, settings.coordinate_size)
+        if tile.empty:
             result.skipped += 1
         else:
-            tile.look(anchors)
-            for task in tasks:
-                for box in tile.subjects(task, boxes):
-                    result.records.append(tile.ask(task, label, box))
-                    said = result.records[-1].answer.parsed.text
+            tile.prepare(scene, anchors, settings)
+            see_tiles(session, [tile])
+            records = tile.answers(session, tasks, label, boxes)
+            result.records += records
+            said = records[-1].answer.parsed.text if records else ""
         if progress:
             progress(index + 1, len(result.windows), said)
     result.detections = merged([d for record in result.records for d in record.detections])
 
 
-class _Tile:
-    """One tile while it is being interpreted."""
-
-    def __init__(self, session: Session, scene: Scene, index: int, window: TileWindow) -> None:
-        self.session, self.scene, self.index, self.window = session, scene, index, window
-        self.size = float(session.bundle.settings.coordinate_size)
-        self.latency_ms: dict[str, float] = {}
-        self.found: list[Box] = []
-        self.anchors: Anchors | None = None
-        start = time.perf_counter()
-        self.image: TileImage = scene.read(window)
-        self.latency_ms["read"] = (time.perf_counter() - start) * 1e3
-
-    def look(self, look_up: AnchorLookup | None) -> None:
-        settings = self.session.bundle.settings
-        positions = None
-        start = time.perf_counter()
-        if look_up is not None:
-            from fusar_edge.anchors.grid import grid_positions
-
-            positions = grid_positions(settings.anchor_nodes)
-            self.anchors = look_up(self.scene, self.window, settings.anchor_nodes)
-        self.latency_ms["anchors"] = (time.perf_counter() - start) * 1e3
-        grey = resized(self.image.grey, settings.image_size)
-        for part, ms in self.session.look(grey, self.anchors, positions).items():
-            self.latency_ms[part.removesuffix("_ms")] = ms
-
-    def subjects(self, task: str, boxes: Sequence[Box] | None) -> Iterable[Box | None]:
-        """What a task is asked about: the tile (None), or for `classify` each box, in pixels of the scene."""
-        if task != "classify":
-            return [None]
-        return [box for box in (self.found if boxes is None else boxes) if self._visible(box)]
-
-    def ask(self, task: str, label: str, box: Box | None) -> Record:
-        place = self._visible(box) if box else None
-        answer = self.session.ask(task, label, place)
-        found = self._detections(answer) if task == "detect" and answer.parsed.ok else ()
-        self.found = [d.box for d in found] or self.found
-        own = {"prefill": answer.generation.prefill_ms, "decode": answer.generation.decode_ms}
-        latency = {**self.latency_ms, **own}
-        counts = self.anchors.counts if self.anchors else {}
-        missing = {reason: count for reason, count in counts.items() if reason != "found" and count}
-        years = self.anchors.years if self.anchors else {}
-        used = counts.get("found", 0)
-        return Record(self.index, self.window, task, answer, box, found, used, missing, years, latency)
-
-    def _visible(self, box: Box) -> Box | None:
-        """A scene box in this tile's answer coordinates; None unless its centre is in the tile."""
-        x1, y1, x2, y2 = place = tile_box(box, self.window, self.size)
-        inside = 0 <= (x1 + x2) / 2 < self.size and 0 <= (y1 + y2) / 2 < self.size
-        return clipped(place, self.size) if inside else None
-
-    def _detections(self, answer: Answer) -> tuple[Detection, ...]:
-        targets: tuple[Target, ...] = answer.parsed.value
-        confidence = answer.generation.confidence
-        placed = [(scene_box(t.box, self.window, self.size), t.label) for t in targets]
-        size = self.scene.width, self.scene.height
-        return tuple(
-            Detection(box, label, confidence, self.index, touches_inner_edge(box, self.window, *size))
-            for box, label in placed
-        )
-
-
-@dataclass(frozen=True)
-class AnchorLookup:
-    """Anchors for the tiles of one scene."""
-
-    table: AnchorTable
-    year: int | None
-    nearest: bool
-
-    def __call__(self, scene: Scene, window: TileWindow, nodes: int) -> Anchors:
-        from fusar_edge.anchors.grid import grid_pixels
-
-        row, col = grid_pixels(nodes, window.height, window.width, window.row_off, window.col_off).T
-        place = scene.geolocation
-        assert place is not None, "open_scene refuses a scene without place"
-        return self.table.lookup_xy(*place.projected(col, row), place.crs, self.year, nearest=self.nearest)
-
-
-def _anchor_year(table: AnchorTable | None, year: int | None, acquired: str | None) -> int | None:
+def anchor_year_of(table: AnchorTable | None, year: int | None, acquired: str | None) -> int | None:
+    """Year to look up: the one given (InputError where the table lacks it), else the nearest to the acquisition."""
     if table is None:
         return None
     if year is not None and year not in table.years:
@@ -250,7 +148,7 @@ def _new_result(path: Path, scene: Scene, bundle: Bundle, overlap_px: int | None
     return SceneResult(path, sha256_file(path), *facts, scene.crs_name, scene.geolocation, windows)
 
 
-def _ordered_tasks(tasks: Sequence[str], boxes: Sequence[Box] | None) -> tuple[str, ...]:
+def ordered_tasks(tasks: Sequence[str], boxes: Sequence[Box] | None) -> tuple[str, ...]:
     """Each task once, in the order asked, but `detect` before the `classify` that needs it."""
     unknown = [task for task in tasks if task not in TASKS]
     if unknown or not tasks:

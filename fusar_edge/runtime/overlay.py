@@ -13,7 +13,8 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from fusar_edge.runtime.geojson import credit_lines
-from fusar_edge.runtime.interpreter import Interpretation, Record, SceneResult
+from fusar_edge.runtime.interpreter import Interpretation, SceneResult
+from fusar_edge.runtime.tile import Record
 from fusar_edge.sar.scene import Scene
 from fusar_edge.sar.tiles import TileWindow
 

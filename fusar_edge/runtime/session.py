@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -32,6 +33,18 @@ class TileAnchors(Protocol):
     def vectors(self) -> npt.NDArray[np.float32]:
         """[A, bands], 0 where masked; `bands` as the bundle's settings say."""
         ...
+
+
+@dataclass(frozen=True, eq=False)
+class SeenInput:
+    """One image as vision takes it."""
+
+    grey: npt.NDArray[np.float32]
+    """[S, S] in 0..1."""
+    anchors: TileAnchors | None = None
+    """None: plain Qwen2.5-VL."""
+    positions: npt.NDArray[np.float32] | None = None
+    """[A, 2] (y, x) of the anchors."""
 
 
 @dataclass(frozen=True)
@@ -80,37 +93,72 @@ class Session:
 
         grey [S, S] float32 0..1; anchors of A nodes at positions [A, 2] (y, x), or None: plain Qwen2.5-VL.
         """
-        size = self.bundle.settings.image_size
-        if grey.shape != (size, size):
-            raise InputError(f"an image of {grey.shape} was given; this bundle takes {size} x {size} px: resize it")
-        vectors, places, mask = _anchor_inputs(self.bundle, anchors, positions)
         start = time.perf_counter()
-        self._visual = self.backend.vision(grey[None, None].astype(np.float32, copy=False), vectors, places, mask)
-        seen = time.perf_counter()
-        run_prefix(self.backend, self._cache, self.prefix, self._visual)
-        return {"vision_ms": (seen - start) * 1e3, "prefix_ms": (time.perf_counter() - seen) * 1e3}
+        visual = self.see([SeenInput(grey, anchors, positions)])[0]
+        return {"vision_ms": (time.perf_counter() - start) * 1e3, "prefix_ms": self.take(visual)}
 
-    def ask(self, task: str, label: str = "ship", box: Box | None = None, question: str | None = None) -> Answer:
+    def see(self, images: Sequence[SeenInput]) -> list[Floats]:
+        """Visual tokens [1, T, C] of each image, by as few runs of vision as the bundle allows.
+
+        An image of a batch has the tokens that it has alone, but for rounding. Nothing is taken in yet: see `take`.
+        """
+        size, plan = self.bundle.settings.image_size, self.bundle.settings.plan
+        for image in images:
+            if image.grey.shape != (size, size):
+                given = image.grey.shape
+                raise InputError(f"an image of {given} was given; this bundle takes {size} x {size} px: resize it")
+        most = plan.vision_batch if plan else max(len(images), 1)
+        tokens: list[Floats] = []
+        for first in range(0, len(images), most):
+            part = images[first : first + most]
+            pixels = np.stack([image.grey for image in part])[:, None].astype(np.float32, copy=False)
+            seen = self.backend.vision(pixels, *_batched([_anchor_inputs(self.bundle, image) for image in part]))
+            tokens += [seen[i : i + 1] for i in range(len(part))]
+        return tokens
+
+    def take(self, visual: Floats) -> float:
+        """Take in one image that was seen: the keys and values of the prefix. Returns milliseconds."""
+        start = time.perf_counter()
+        self._visual = None
+        run_prefix(self.backend, self._cache, self.prefix, visual)
+        self._visual = visual
+        return (time.perf_counter() - start) * 1e3
+
+    def ask(
+        self,
+        task: str,
+        label: str = "ship",
+        box: Box | None = None,
+        question: str | None = None,
+        on_token: Callable[[int], None] | None = None,
+    ) -> Answer:
         """Answer the canonical prompt of a task, or `question` read as an answer of that task."""
         text = question or self.bundle.prompts.question(task, label, box)
-        generation = self.ask_ids(text, self.bundle.settings.max_new_tokens.get(task, 64))
+        generation = self.ask_ids(text, self.bundle.settings.max_new_tokens.get(task, 64), on_token)
         said = self.tokenizer.decode(list(generation.ids))
         return Answer(text, parse_answer(task, said, self.bundle.settings.coordinate_size), generation)
 
-    def ask_ids(self, question: str, max_new_tokens: int) -> Generation:
-        """The answer as tokens, to the image of the last `look`."""
+    def ask_ids(self, question: str, max_new_tokens: int, on_token: Callable[[int], None] | None = None) -> Generation:
+        """The answer as tokens, to the image of the last `look` or `take`; `on_token` hears each as it is chosen."""
         if self._visual is None:
             raise InputError("nothing was looked at: call look(image) before asking")
         ids = self.tokenizer.encode_plain(question) + self.tokenizer.encode(self.bundle.prompts.after_question)
         eos = self.bundle.settings.eos_ids
-        return generate(self.backend, self._cache, self.prefix, self._visual, ids, max_new_tokens, eos)
+        return generate(self.backend, self._cache, self.prefix, self._visual, ids, max_new_tokens, eos, on_token)
+
+    def close(self) -> None:
+        """Give back what the backend holds on a device, by the thread that made the session; it is of no use then."""
+        close = getattr(self.backend, "close", None)
+        if close is not None:
+            close()
 
 
-def _anchor_inputs(
-    bundle: Bundle, anchors: TileAnchors | None, positions: npt.NDArray[np.float32] | None
-) -> tuple[Floats, Floats, Floats]:
+AnchorInputs = tuple[Floats, Floats, Floats]
+
+
+def _anchor_inputs(bundle: Bundle, image: SeenInput) -> AnchorInputs:
     """Graph inputs [1, A, bands], [1, A, 2], [1, A]; no anchors is one masked anchor."""
-    form = bundle.settings.anchors
+    form, anchors, positions = bundle.settings.anchors, image.anchors, image.positions
     if anchors is None or not anchors.mask.any():
         return np.zeros((1, 1, form.bands), np.float32), np.zeros((1, 1, 2), np.float32), np.zeros((1, 1), np.float32)
     if positions is None or len(positions) != len(anchors.mask):
@@ -122,6 +170,18 @@ def _anchor_inputs(
             "them up in a table of that form"
         )
     return vectors[None], positions[None], anchors.mask[None].astype(np.float32)
+
+
+def _batched(inputs: Sequence[AnchorInputs]) -> AnchorInputs:
+    """Graph inputs of several images [B, A, ...]; those with fewer anchors get masked ones."""
+    most = max(mask.shape[1] for _, _, mask in inputs)
+
+    def joined(arrays: Sequence[Floats]) -> Floats:
+        padded = [np.pad(a, [(0, 0), (0, most - a.shape[1]), *[(0, 0)] * (a.ndim - 2)]) for a in arrays]
+        return np.concatenate(padded) if len(padded) > 1 else padded[0]
+
+    vectors, places, masks = zip(*inputs, strict=True)
+    return joined(vectors), joined(places), joined(masks)
 
 
 def check_table(bundle: Bundle, table: AnchorTable) -> None:

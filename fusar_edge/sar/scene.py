@@ -74,7 +74,10 @@ class Scene:
 
     def read(self, window: TileWindow) -> TileImage:
         """Grey and validity of a window; only the file's blocks under it are read. SceneError if they cannot be."""
-        values, valid = self._values(window)
+        return self.image_from_values(*self.values(window))
+
+    def image_from_values(self, values: npt.NDArray[np.generic], valid: npt.NDArray[np.bool_]) -> TileImage:
+        """Second half of `read`: what `values` gave, as grey."""
         grey = grey_from_values(values, self.kind, self.radiometry)
         grey[~valid] = 0.0
         return TileImage(grey, valid)
@@ -101,8 +104,8 @@ class Scene:
             raise SceneError(f"{self.path} has no place on the ground: give it a CRS with a transform, or GCPs")
         return self.geolocation
 
-    def _values(self, window: TileWindow) -> tuple[npt.NDArray[np.generic], npt.NDArray[np.bool_]]:
-        """Values as they are in the file (scale and offset applied unless 8-bit) and their validity."""
+    def values(self, window: TileWindow) -> tuple[npt.NDArray[np.generic], npt.NDArray[np.bool_]]:
+        """First half of `read`: values as in the file (scale and offset applied unless 8-bit) and their validity."""
         bottom, right = window.row_off + window.height, window.col_off + window.width
         if min(window.row_off, window.col_off) < 0 or bottom > self.height or right > self.width:
             raise SceneError(f"{self.path}: {window} leaves the scene of {self.width} x {self.height} px")
@@ -155,11 +158,11 @@ class Scene:
         cols = np.linspace(0, max(self.width - SAMPLE_PX, 0), SAMPLE_GRID).astype(int)
         height, width = min(SAMPLE_PX, self.height), min(SAMPLE_PX, self.width)
         windows = {TileWindow(int(r), int(c), height, width): None for r in rows for c in cols}
-        parts = [values[valid] for values, valid in map(self._values, windows)]
+        parts = [values[valid] for values, valid in map(self.values, windows)]
         if any(part.size for part in parts):
             return np.concatenate(parts)
         for window in plan_tiles(self.width, self.height, 1024, 0):
-            values, valid = self._values(window)
+            values, valid = self.values(window)
             if valid.any():
                 return values[valid]
         raise SceneError(

@@ -12,7 +12,7 @@ from fakes import ScriptedBackend, Weights, write_fake_bundle
 from fusar_edge.errors import InputError, SceneError
 from fusar_edge.manifest import Manifest
 from fusar_edge.runtime.bundle import Bundle
-from fusar_edge.runtime.geojson import anchor_counts
+from fusar_edge.runtime.geojson import collection_from_interpretation
 from fusar_edge.runtime.interpreter import Interpretation, interpret
 from fusar_edge.runtime.session import Session
 
@@ -148,7 +148,7 @@ def test_anchors_are_looked_up_at_the_tiles_own_nodes(bundle: Bundle, tmp_path: 
     assert used == [0, 9]
     assert [r.anchors_missing for r in result.scenes[0].records] == [{"masked": 9}, {}]
     assert [r.anchor_years for r in result.scenes[0].records] == [{}, {2020: 9}]
-    assert anchor_counts(result) == {"found": 9, "masked": 9, "years": {"2020": 9}}
+    assert collection_from_interpretation(result)["anchors"] == {"found": 9, "masked": 9, "years": {"2020": 9}}
     assert backend.visions[0]["mask"].shape == (1, 1)  # all sea: as if there were no table
     assert not backend.visions[0]["mask"].any()
     assert backend.visions[1]["anchors"].shape == (1, 9, 64)
