@@ -10,6 +10,7 @@
     │   ├── BundleError          a bundle: missing, changed or unsupported file
     │   ├── DeviceError          a GPU, its driver, memory or TensorRT: absent, or not what an engine needs
     │   └── OutputExistsError    the output is there and --force was not given
+    ├── BusyError                the service takes nothing now; `retry_after_s` says when to ask again
     ├── MissingExtraError        exit code 2: a package of an extra is not installed
     └── GateError                exit code 1: parity or accuracy below its bound; nothing was written
 
@@ -59,6 +60,12 @@ class DeviceError(InputError):
 
 class OutputExistsError(InputError):
     pass
+
+
+class BusyError(EdgeError):
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class MissingExtraError(EdgeError):

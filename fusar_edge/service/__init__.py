@@ -1,0 +1,1 @@
+"""Live captioning: scenes arrive, records leave, nothing is lost. Needs the extra `service`."""

@@ -1,0 +1,1 @@
+"""How scenes come in: checks of files that nobody vouches for, the watch folder, STAC items."""
