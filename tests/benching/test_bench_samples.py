@@ -1,0 +1,105 @@
+"""Intervals hold the truth as often as they say, and the rule stops when they are narrow enough."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from fusar_edge.bench.samples import (
+    Rule,
+    bootstrap_interval,
+    correlation_time,
+    least_observations,
+    quantile_interval,
+    ratio_interval,
+)
+
+
+@pytest.mark.parametrize(("quantile", "n"), [(0.5, 6), (0.9, 36), (0.99, 368)])
+def test_the_fewest_observations_that_bound_a_quantile_are_the_textbook_s(quantile: float, n: int) -> None:
+    """Smallest n with q^n <= 0.025: Wilks (1941), two-sided at 95 %."""
+    assert least_observations(quantile) == n
+    values = list(np.random.default_rng(1).random(n))
+    assert quantile_interval(values, quantile).high is not None or correlation_time(np.array(values)) > 1
+    assert quantile_interval(values[: n - 1], quantile).high is None
+
+
+@pytest.mark.parametrize(("quantile", "n"), [(0.5, 40), (0.9, 60), (0.9, 400), (0.99, 600)])
+def test_intervals_hold_the_true_quantile_as_often_as_they_say(quantile: float, n: int) -> None:
+    random = np.random.default_rng(7)
+    truth = float(np.exp(1.2816)) if quantile == 0.9 else 1.0 if quantile == 0.5 else float(np.exp(2.3263))
+    runs = 400
+    held = 0
+    for _ in range(runs):
+        found = quantile_interval(random.lognormal(size=n), quantile)
+        held += found.low <= truth and (found.high is None or truth <= found.high)
+    assert held / runs >= 0.95 - 2 * math.sqrt(0.05 * 0.95 / runs)
+
+
+def test_ranks_are_those_of_the_binomial_distribution() -> None:
+    stats = pytest.importorskip("scipy.stats")
+    values = np.random.default_rng(3).permutation(200) + 1.0
+    found = quantile_interval(values, 0.9)
+    low, high = stats.binom.ppf([0.025, 0.975], 200, 0.9)
+    assert correlation_time(values) == 1.0
+    assert (found.low, found.high) == (low, high + 1)
+
+
+def test_observations_that_hang_together_are_worth_less() -> None:
+    random = np.random.default_rng(2)
+    noise, series = random.normal(size=4000), np.zeros(4000)
+    for i in range(1, 4000):
+        series[i] = 0.8 * series[i - 1] + noise[i]
+    assert correlation_time(noise) < 1.3
+    assert correlation_time(series) == pytest.approx((1 + 0.8) / (1 - 0.8), rel=0.3)  # AR(1)
+    loose, tight = quantile_interval(np.exp(series), 0.5), quantile_interval(np.exp(random.permutation(series)), 0.5)
+    assert loose.share > 2 * tight.share
+    assert loose.effective < tight.effective / 5
+
+
+def test_values_that_repeat_do_not_seem_to_hang_together() -> None:
+    assert correlation_time(np.random.default_rng(0).choice([1.0, 2.0], 2000, p=[0.9, 0.1])) < 1.3
+
+
+def test_equal_values_have_an_interval_of_no_width() -> None:
+    found = quantile_interval([3.0] * 100, 0.9)
+    assert (found.low, found.value, found.high, found.share) == (3.0, 3.0, 3.0, 0.0)
+
+
+def test_a_rule_stops_when_the_interval_is_narrow_enough_and_not_before_it_is_closed() -> None:
+    rule = Rule(0.9, share=0.05, seconds=1e9)
+    random = np.random.default_rng(5)
+    values: list[float] = []
+    while not rule.stop(values, 0.0):
+        values.append(float(10 * np.exp(random.normal(0, 0.1))))
+    assert len(values) >= 36
+    assert quantile_interval(values, 0.9).share <= 0.05
+    assert not rule.stop([10.0] * 35, 0.0)
+    assert rule.stop([10.0] * 36, 0.0)
+
+
+def test_time_ends_a_measurement_once_it_has_enough_observations_and_at_last_without() -> None:
+    rule = Rule(0.9, share=1e-9, seconds=10.0)
+    values = list(np.random.default_rng(0).random(100))
+    assert not rule.stop(values, 9.9)
+    assert rule.stop(values, 10.0)
+    assert not rule.stop(values[:20], 29.0)
+    assert rule.stop(values[:20], 30.0)
+
+
+def test_ratios_of_pairs_hold_the_true_ratio_though_pairs_differ_widely() -> None:
+    random = np.random.default_rng(11)
+    runs, held = 60, 0
+    for seed in range(runs):
+        tile = random.lognormal(0, 1.0, 40)
+        fast, slow = tile * random.lognormal(0, 0.1, 40), 2.5 * tile * random.lognormal(0, 0.1, 40)
+        found = ratio_interval(slow, fast, seed=seed)
+        held += found.high is not None and found.low <= 2.5 <= found.high
+        assert found.share < 0.06
+    assert held / runs >= 0.85  # 60 runs; the bootstrap of 40 pairs is a little narrow
+
+
+def test_one_observation_has_no_upper_bound() -> None:
+    assert bootstrap_interval([[2.0]], lambda x: float(x.mean())).high is None
