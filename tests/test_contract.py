@@ -16,9 +16,12 @@ from fusar_edge import errors
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "fusar_edge"
-DEVICE = ("anchors", "sar", "runtime", "data")
+DEVICE = ("anchors", "sar", "runtime", "data", "service")
 WORKSHOP = ("model", "train", "export", "calib", "engines", "eval")
-HEAVY = ("torch", "transformers", "onnx", "onnxruntime", "tensorrt", "rasterio", "zarr", "pyproj", "PIL", "rich.table")
+HEAVY = (
+    *("torch", "transformers", "onnx", "onnxruntime", "tensorrt", "rasterio", "zarr", "pyproj", "PIL", "rich.table"),
+    *("fastapi", "scipy"),
+)
 
 
 def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -77,6 +80,8 @@ def test_the_wheel_carries_code_recipes_and_the_default_bundle(wheel_names: list
         "fusar_edge/_bundles/default/manifest.json",
         "fusar_edge/_bundles/default/vision.onnx",
         "fusar_edge/_bundles/default/decoder.onnx",
+        "fusar_edge/service/page/index.html",
+        "fusar_edge/service/page/vendor/maplibre-gl.mjs",
     ):
         assert name in wheel_names
 
@@ -89,8 +94,8 @@ def test_the_wheel_carries_nothing_else(wheel_names: list[str]) -> None:
 
 def test_help_of_every_verb_shows_an_example_or_says_what_it_does() -> None:
     verbs = ("demo", "interpret", "verify", "eval", "simulate", "train", "export", "calibrate", "build", "plan")
-    for verb in verbs:
-        shown = run(verb, "--help")
+    for verb in (*verbs, "serve", "token create", "downlink", "bench"):
+        shown = run(*verb.split(), "--help")
         assert shown.returncode == 0
         assert "Example: fusar-edge" in shown.stdout, verb
 

@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from fusar_edge.runtime.bundle import Bundle
     from fusar_edge.service.http.metrics import Metrics
     from fusar_edge.service.intake.intake import Intake
+    from fusar_edge.service.intake.watch import Watcher
     from fusar_edge.service.journal import Journal
     from fusar_edge.service.pipeline import Pipeline
+    from fusar_edge.service.sinks.courier import Courier
 
 
 @dataclass
@@ -28,6 +30,10 @@ class ServiceParts:
     intake: Intake
     metrics: Metrics
     """Made first: the pipeline is given its `observe`."""
+    couriers: list[Courier] = field(default_factory=list)
+    """One for each sink, once it is started."""
+    watcher: Watcher | None = None
+    """Once it is started."""
     tokens: Tokens = field(init=False)
 
     def __post_init__(self) -> None:

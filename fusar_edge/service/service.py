@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Say = Callable[[str], None]
-PACKAGES = ("fastapi", "httpx", "paho", "prometheus_client", "pystac", "rio_tiler", "scipy", "uvicorn")
+PACKAGES = ("fastapi", "httpx", "paho", "prometheus_client", "scipy", "uvicorn")
 HOUSEKEEPING_S = 3600.0
 STOPS = (signal.SIGINT, signal.SIGTERM)
 
@@ -86,6 +86,7 @@ def start_parts(parts: ServiceParts, stack: ExitStack) -> None:
     parts.pipeline.start()
     for sink in sinks(parts.settings, parts.journal, parts.bundle):
         courier = Courier(parts.journal, sink)
+        parts.couriers.append(courier)
         courier.start()
         stack.callback(courier.stop)
     stack.callback(parts.pipeline.stop)  # before the sinks: what it finishes may still leave
@@ -93,9 +94,9 @@ def start_parts(parts: ServiceParts, stack: ExitStack) -> None:
     housekeeper.start()
     stack.callback(housekeeper.stop)
     if parts.settings.watch.folder is not None:
-        watcher = Watcher(parts.intake, parts.journal, parts.settings.watch)
-        watcher.start()
-        stack.callback(watcher.stop)
+        parts.watcher = Watcher(parts.intake, parts.journal, parts.settings.watch)
+        parts.watcher.start()
+        stack.callback(parts.watcher.stop)
 
 
 def serve_http(parts: ServiceParts, listener: socket.socket, say: Say) -> None:

@@ -91,6 +91,7 @@ class _State:
 
     def collect(self) -> Iterable[Metric]:
         yield from self._pipeline()
+        yield from self._ways()
         try:
             counts = self._parts.journal.counts()
         except EdgeError:
@@ -103,6 +104,15 @@ class _State:
         yield _family(GaugeMetricFamily, "dead_messages", "Refused by a sink", "sink", counts["dead_messages"])
         yield CounterMetricFamily(f"{PREFIX}_refused", "Files of the watch folder refused", counts["refused"])
         yield CounterMetricFamily(f"{PREFIX}_events", "Events noted", counts["events"])
+
+    def _ways(self) -> Iterator[Metric]:
+        """In by the watch folder, out by the sinks."""
+        sinks = [courier.status() for courier in self._parts.couriers]
+        if sinks:
+            up = {sink.name: int(not sink.failures) for sink in sinks}
+            yield _family(GaugeMetricFamily, "sink_up", "The sink has taken the last batch", "sink", up)
+        if (watcher := self._parts.watcher) is not None:
+            yield _gauge("watch_up", "The watch folder is read and does not wait", int(not watcher.problem))
 
     def _pipeline(self) -> Iterator[Metric]:
         status = self._parts.pipeline.status()

@@ -44,6 +44,13 @@ class DeadMessage(BaseModel):
     reason: str
 
 
+class Revived(BaseModel):
+    """Messages that are sent again."""
+
+    sink: str
+    messages: int
+
+
 class DeadLetters(BaseModel):
     """What will not be tried again unless somebody asks."""
 
@@ -53,7 +60,7 @@ class DeadLetters(BaseModel):
 
 
 def router(parts: ServiceParts) -> APIRouter:
-    """All below /v1/scenes but submitting, and /v1/dead-letters."""
+    """All below /v1/scenes but submitting, /v1/dead-letters, and /v1/sinks."""
     routes = APIRouter(tags=["scenes"], responses=problems(429, 503))
     journal = parts.journal
 
@@ -137,6 +144,21 @@ def router(parts: ServiceParts) -> APIRouter:
             for m in journal.dead_messages(limit)
         ]
         return DeadLetters(scenes=list(map(scene_view, rows)), messages=dead)
+
+    @routes.post(
+        "/v1/sinks/{sink}/retry",
+        status_code=202,
+        responses=problems(403, 404),
+        dependencies=[Depends(needs("admin"))],
+    )
+    def revive(sink: str) -> Revived:
+        """Send again what a sink has refused for good."""
+        if sink not in journal.sinks:
+            raise HTTPException(404, f"no sink is named {sink[:40]!r}; there are: {', '.join(journal.sinks)}")
+        count = journal.revive(sink)
+        for courier in parts.couriers:
+            courier.wake()
+        return Revived(sink=sink, messages=count)
 
     return routes
 

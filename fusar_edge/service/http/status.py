@@ -20,6 +20,31 @@ if TYPE_CHECKING:
     from fusar_edge.service.pipeline import PipelineStatus
 
 
+class SinkView(BaseModel):
+    """Where results go."""
+
+    name: str
+    waiting: int
+    """Messages that it has not taken yet."""
+    dead: int
+    """Messages that it has refused for good: GET /v1/dead-letters."""
+    sent: int
+    """Since the start."""
+    failures: int
+    """Batches in a row that it has not taken."""
+    problem: str
+    """Why the last one was not; empty when all is well."""
+
+
+class WatchView(BaseModel):
+    """The watch folder since the start."""
+
+    accepted: int
+    refused: int
+    problem: str
+    """Why it cannot be read, or what it waits for; empty when all is well."""
+
+
 class StatusView(BaseModel):
     version: str
     profile: str
@@ -41,6 +66,9 @@ class StatusView(BaseModel):
     """Tiles ready and in work, tiles per second over the last minute, seconds left, limits in force."""
     latency_ms: dict[str, dict[str, float]]
     """Stage -> count, p50, p95, p99, max over the last ten minutes."""
+    sinks: list[SinkView]
+    watch: WatchView | None
+    """None: no folder is watched."""
     disk_free_mib: int | None
     event_streams: int
     last_event: int
@@ -52,9 +80,9 @@ def router(parts: ServiceParts) -> APIRouter:
 
     @routes.get("/v1/status", responses=problems(429, 503))
     def status(request: Request) -> StatusView:
-        """Queue, latencies, limits, sinks."""
+        """Queue, latencies, limits, sinks, watch folder."""
         reasons = list(reasons_against(parts))
-        settings, bundle = parts.settings, parts.bundle
+        settings, bundle, counts = parts.settings, parts.bundle, parts.journal.counts()
         return StatusView(
             version=__version__,
             profile=settings.profile,
@@ -71,9 +99,11 @@ def router(parts: ServiceParts) -> APIRouter:
             tasks=sorted(bundle.prompts.tasks),
             default_tasks=list(settings.model.tasks),
             label=settings.model.label,
-            counts=parts.journal.counts(),
+            counts=counts,
             pipeline=pipeline_view(parts.pipeline.status()),
             latency_ms=parts.metrics.percentiles(),
+            sinks=sink_views(parts, counts),
+            watch=watch_view(parts),
             disk_free_mib=_free_mib(parts),
             event_streams=len(request.app.state.streams),
             last_event=parts.journal.last_event(),
@@ -95,6 +125,28 @@ def pipeline_view(status: PipelineStatus) -> dict[str, Any]:
         "eta_s": status.eta_s,
         "limits": dataclasses.asdict(limits),
     }
+
+
+def sink_views(parts: ServiceParts, counts: dict[str, Any]) -> list[SinkView]:
+    """One for each courier that was started."""
+    return [
+        SinkView(
+            name=sink.name,
+            waiting=counts["outbox"].get(sink.name, 0),
+            dead=counts["dead_messages"].get(sink.name, 0),
+            sent=sink.sent,
+            failures=sink.failures,
+            problem=without_paths(sink.problem),
+        )
+        for sink in (courier.status() for courier in parts.couriers)
+    ]
+
+
+def watch_view(parts: ServiceParts) -> WatchView | None:
+    watcher = parts.watcher
+    if watcher is None:
+        return None
+    return WatchView(accepted=watcher.accepted, refused=watcher.refused, problem=without_paths(watcher.problem))
 
 
 def _free_mib(parts: ServiceParts) -> int | None:

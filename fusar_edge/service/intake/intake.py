@@ -30,8 +30,6 @@ from fusar_edge.service.settings import ServiceSettings
 log = logging.getLogger(__name__)
 
 INCOMING, SCENES = "incoming", "scenes"
-ACQUIRED = "acquired.txt"
-"""Beside a scene whose time of acquisition came with it, not in it."""
 MOST_PRIORITY = 100
 LONGEST_LABEL = 64
 _ID = re.compile(r"[0-9a-f]{16}")
@@ -159,6 +157,7 @@ class Intake:
             priority=priority,
             deadline=deadline,
             submitted_as=submitted_as or name,
+            acquired=acquired,
         )
         if (known := self.journal.scene(new.id)) is not None:
             return known, False
@@ -166,7 +165,7 @@ class Intake:
         after = path.lstat()
         if (after.st_size, after.st_mtime_ns, after.st_ino) != (before.st_size, before.st_mtime_ns, before.st_ino):
             raise SceneError(f"{name} was changed while it was looked at; send it again when it is complete")
-        row, is_new = self._place(path, new, acquired)
+        row, is_new = self._place(path, new)
         if is_new:
             log.info("%s: accepted as scene %s (%s)", name, row.id, source)
             self._wake()
@@ -195,7 +194,7 @@ class Intake:
             raise InputError("the deadline is no time in Unix seconds")
         return asked, label
 
-    def _place(self, path: Path, new: NewScene, acquired: str | None) -> tuple[SceneRow, bool]:
+    def _place(self, path: Path, new: NewScene) -> tuple[SceneRow, bool]:
         """Put the file where it is ours, durably, then write the journal: what the journal names is on the disk."""
         with self._placing:  # the same file may be sent twice at once; and the queue's bound is exact
             if (known := self.journal.scene(new.id)) is not None:
@@ -205,10 +204,8 @@ class Intake:
             try:
                 shutil.rmtree(folder, ignore_errors=True)
                 folder.mkdir()
-                if acquired:
-                    (folder / ACQUIRED).write_text(acquired, encoding="utf-8")
                 placed = _linked(path, folder / new.name) if not new.owned else path.rename(folder / new.name)
-                _sync(placed, *folder.iterdir(), folder, self.scenes)
+                _sync(placed, folder, self.scenes)
                 # As it is now, by the name that the pipeline will open: moving keeps both, a copy tool may not.
                 status = placed.lstat()
                 if not stat.S_ISREG(status.st_mode) or status.st_size != new.size_bytes:
@@ -222,14 +219,6 @@ class Intake:
                     if self.journal.scene(new.id) is None:
                         shutil.rmtree(folder, ignore_errors=True)
                 raise
-
-
-def stated_acquired(scene: Path) -> str | None:
-    """Time of acquisition that came with an accepted scene (a STAC item's datetime), ISO 8601 UTC."""
-    try:
-        return (scene.parent / ACQUIRED).read_text(encoding="utf-8").strip() or None
-    except OSError:
-        return None
 
 
 def _linked(path: Path, target: Path) -> Path:

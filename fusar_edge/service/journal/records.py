@@ -40,6 +40,8 @@ class NewScene:
     """Unix seconds."""
     submitted_as: str = ""
     """Path or URL that it came from, for the operator."""
+    acquired: str | None = None
+    """ISO 8601 UTC, of a STAC item; counts where the file itself says no time."""
 
     @property
     def id(self) -> str:
@@ -66,11 +68,16 @@ class SceneRow:
     priority: int
     deadline: float | None
     submitted_as: str
+    acquired: str | None
     status: Status
     reason: str = ""
     """Why it failed."""
     attempts: int = 1
     """One more with each retry."""
+    deaths: int = 0
+    """How often in a row the service died with this scene in hand, and no tile of it was finished in between."""
+    deaths_at: int = 0
+    """`tiles_done` at the last of them."""
     accepted_at: float
     """No two scenes have the same."""
     started_at: float | None = None

@@ -115,13 +115,23 @@ class Scenes(Outbox):
             if row.status != "failed":
                 raise InputError(f"scene {scene_id} is {row.status}: only a failed one can be tried again")
             cursor.execute(
-                "UPDATE scenes SET status = 'queued', reason = '', finished_at = NULL, attempts = attempts + 1 "
-                "WHERE id = ?",
+                "UPDATE scenes SET status = 'queued', reason = '', finished_at = NULL, attempts = attempts + 1, "
+                "deaths = 0 WHERE id = ?",
                 (scene_id,),
             )
             row = _held(cursor, scene_id)
             self._note_scene(cursor, row, "scene.retried", now_or(now))
         return row
+
+    def note_death(self, scene_id: str) -> SceneRow | None:
+        """The service died with this scene in hand. None where it is not open any more."""
+        with self.write() as cursor:
+            cursor.execute(
+                "UPDATE scenes SET deaths = CASE deaths_at WHEN tiles_done THEN deaths + 1 ELSE 1 END, "
+                "deaths_at = tiles_done WHERE id = ? AND status IN ('queued', 'running')",
+                (scene_id,),
+            )
+            return _held(cursor, scene_id) if cursor.rowcount else None
 
     def _end(
         self, cursor: sqlite3.Cursor, scene_id: str, status: Status, reason: str, at: float, messages: Sequence[Message]
@@ -159,6 +169,7 @@ def _columns(new: NewScene) -> dict[str, Any]:
         "priority": new.priority,
         "deadline": new.deadline,
         "submitted_as": plain(new.submitted_as),
+        "acquired": new.acquired,
     }
 
 

@@ -9,7 +9,9 @@ CREATE TABLE scenes (
     id TEXT PRIMARY KEY, path BLOB NOT NULL, name TEXT NOT NULL, sha256 TEXT NOT NULL, size_bytes INTEGER NOT NULL,
     mtime_ns INTEGER NOT NULL, source TEXT NOT NULL, owned INTEGER NOT NULL, tasks TEXT NOT NULL, label TEXT NOT NULL,
     bundle_sha256 TEXT NOT NULL, priority INTEGER NOT NULL, deadline REAL, submitted_as TEXT NOT NULL,
+    acquired TEXT,
     status TEXT NOT NULL, reason TEXT NOT NULL DEFAULT '', attempts INTEGER NOT NULL DEFAULT 1,
+    deaths INTEGER NOT NULL DEFAULT 0, deaths_at INTEGER NOT NULL DEFAULT 0,
     accepted_at REAL NOT NULL UNIQUE, started_at REAL, finished_at REAL, facts TEXT NOT NULL DEFAULT '{}',
     tiles_total INTEGER NOT NULL DEFAULT 0, tiles_done INTEGER NOT NULL DEFAULT 0
 );

@@ -69,7 +69,7 @@ class Page {
       const status = await ask("/v1/status");
       const { name, precision, engine } = status.bundle;
       $("model").textContent = `${name} ${precision}, ${engine}, asked: ${status.default_tasks.join(", ")}`;
-      showStatus(status, $("figures"), $("latency"), $("engine-note"));
+      showStatus(status, $("figures"), $("latency"), $("engine-note"), $("troubles"));
       this.health.now({ reached: true, reasons: status.reasons });
       return status;
     } catch (problem) {

@@ -3,7 +3,7 @@ import { element, ms, span } from "./format.js";
 
 const ORDER = ["read", "triage", "anchors", "vision", "prefix", "prefill", "decode", "commit", "tile", "question"];
 
-export function showStatus(status, figures, table, note) {
+export function showStatus(status, figures, table, note, troubles) {
   const { counts, pipeline } = status;
   const scenes = counts.scenes ?? {};
   const outbox = Object.values(counts.outbox ?? {}).reduce((sum, n) => sum + n, 0);
@@ -21,6 +21,17 @@ export function showStatus(status, figures, table, note) {
   );
   note.textContent = noteFrom(pipeline);
   showLatency(status.latency_ms, table);
+  showTroubles(status, troubles);
+}
+
+/** What keeps scenes from coming in or results from leaving; nothing while all is well. */
+function showTroubles({ sinks, watch }, host) {
+  const lines = sinks.filter((sink) => sink.problem).map(({ name, problem }) => `${name}: ${problem}`);
+  if (watch?.problem) lines.push(`watch folder: ${watch.problem}`);
+  const said = lines.join("\n");
+  if (host.dataset.said === said) return; // it is read out when it changes
+  host.dataset.said = said;
+  host.replaceChildren(...lines.map((line) => element("li", {}, line)));
 }
 
 function noteFrom({ limits, working }) {

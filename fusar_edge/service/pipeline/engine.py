@@ -7,6 +7,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 
 import numpy as np
@@ -24,6 +25,8 @@ from fusar_edge.service.results import stored_detections
 log = logging.getLogger(__name__)
 Observe = Callable[[str, float], None]
 """Stage, milliseconds."""
+Holding = Callable[[Sequence[str]], AbstractContextManager[None]]
+"""Notes scene ids as in hand, for a block."""
 
 
 class EngineLost(Exception):
@@ -45,6 +48,7 @@ class Engine(threading.Thread):
         *,
         batch: int,
         table_sha256: str | None,
+        holding: Holding,
     ) -> None:
         super().__init__(name=name, daemon=True)
         self.opened = threading.Event()
@@ -53,7 +57,7 @@ class Engine(threading.Thread):
         self.working: list[ReadyTile] = []
         self._open_session, self._ready, self._ledger = open_session, ready, ledger
         self._governor, self._observe, self._lost = governor, observe, lost
-        self._batch, self._table_sha256 = batch, table_sha256
+        self._batch, self._table_sha256, self._holding = batch, table_sha256, holding
         self._session: Session | None = None
 
     def run(self) -> None:
@@ -87,11 +91,12 @@ class Engine(threading.Thread):
             self._reply(taken)
             return
         self.working = taken
-        if taken[0].tile.visual is None:
-            self._see(taken)
-        else:
-            self._answer(taken[0])
-            self._ready.release(taken)
+        with self._holding([ready.work.id for ready in taken]):
+            if taken[0].tile.visual is None:
+                self._see(taken)
+            else:
+                self._answer(taken[0])
+                self._ready.release(taken)
         self.working = []
 
     def _reply(self, job: Job) -> None:

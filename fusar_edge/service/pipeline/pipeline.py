@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from fusar_edge.errors import BusyError
@@ -17,6 +18,7 @@ from fusar_edge.runtime.session import Session, check_table
 from fusar_edge.service.journal import Journal
 from fusar_edge.service.pipeline.engine import Engine, Observe
 from fusar_edge.service.pipeline.governor import Governor, NoLimits, WorkLimits
+from fusar_edge.service.pipeline.in_hand import InHand
 from fusar_edge.service.pipeline.ledger import Ledger
 from fusar_edge.service.pipeline.reader import Reader
 from fusar_edge.service.pipeline.ready import Job, Ready
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
+DEATHS = 3
+"""A scene that was in hand when the service died so often in a row, with no tile finished in between, fails."""
 ENGINES_MIB = 1024
 """All engines together, unless `workers` says otherwise: each holds the graphs for itself."""
 
@@ -79,8 +83,18 @@ class Pipeline:
         self._problem = ""
         self._ready = Ready(max(model.ready_tiles, model.vision_batch), lambda: self._governor.limits().paused)
         self._ledger = Ledger(journal, self._stopping)
+        self._in_hand = InHand(journal.path.with_name("in-hand"), model.vision_batch)
         self._reader = Reader(
-            bundle, self._ready, self._ledger, triage, self._governor, observe, self._stopping, self._lost, table
+            bundle,
+            self._ready,
+            self._ledger,
+            triage,
+            self._governor,
+            observe,
+            self._stopping,
+            self._lost,
+            table,
+            partial(self._in_hand.holding, 0),
         )
         self._engines = [
             Engine(
@@ -93,6 +107,7 @@ class Pipeline:
                 self._engine_lost,
                 batch=model.vision_batch,
                 table_sha256=self._reader.table_sha256,
+                holding=partial(self._in_hand.holding, number),
             )
             for number in range(1, workers + 1)
         ]
@@ -100,7 +115,11 @@ class Pipeline:
         self._counting = threading.Lock()
 
     def start(self) -> None:
-        """Open the engines, then begin. EdgeError where one cannot be opened; nothing runs then."""
+        """Open the engines, then begin. EdgeError where one cannot be opened; nothing runs then.
+
+        A scene that the service died with DEATHS times in a row goes to the dead letters before it can do so again.
+        """
+        self._judge_deaths()
         for engine in self._engines:
             engine.start()
         for engine in self._engines:
@@ -123,6 +142,8 @@ class Pipeline:
                 thread.join(max(until - time.monotonic(), 0.0))
                 if thread.is_alive():
                     log.warning("%s did not end within %g s", thread.name, timeout_s)
+                    return
+        self._in_hand.close()
 
     def wake(self) -> None:
         """Say that a scene was accepted, or queued again."""
@@ -154,6 +175,20 @@ class Pipeline:
             eta_s=self._eta_s(rate),
             limits=self._governor.limits(),
         )
+
+    def _judge_deaths(self) -> None:
+        for scene_id in self._in_hand.open():
+            row = self._ledger.patiently(partial(self._ledger.journal.note_death, scene_id))
+            if row is None:
+                continue
+            log.warning("%s (%s) was in hand when the service died (%d of %d)", row.name, row.id, row.deaths, DEATHS)
+            if row.deaths >= DEATHS:
+                reason = (
+                    f"the service died {row.deaths} times in a row while it was at this scene, after tile "
+                    f"{row.tiles_done} of {row.tiles_total}: its log and the system's (memory?) may say why; retry it "
+                    "when that has been mended"
+                )
+                self._ledger.fail(row, reason)
 
     def _eta_s(self, rate: float) -> float | None:
         works, waiting = [w for w in self._reader.works.values() if not w.closed], len(self._reader.waiting)

@@ -20,9 +20,8 @@ from fusar_edge.runtime.interpreter import anchor_year_of
 from fusar_edge.runtime.tile import AnchorLookup, Tile
 from fusar_edge.sar.scene import open_scene
 from fusar_edge.sar.triage import verdict
-from fusar_edge.service.intake.intake import stated_acquired
 from fusar_edge.service.journal import SceneRow, TileOutcome
-from fusar_edge.service.pipeline.engine import Observe
+from fusar_edge.service.pipeline.engine import Holding, Observe
 from fusar_edge.service.pipeline.governor import Governor
 from fusar_edge.service.pipeline.ledger import Ledger, Stopped
 from fusar_edge.service.pipeline.ready import PAUSE_POLL_S, Ready, ReadyTile
@@ -56,6 +55,7 @@ class Reader(threading.Thread):
         stopping: threading.Event,
         lost: Callable[[str], None],
         table: AnchorTable | None,
+        holding: Holding,
     ) -> None:
         super().__init__(name="reader", daemon=True)
         self._news = threading.Event()
@@ -65,7 +65,7 @@ class Reader(threading.Thread):
         self.waiting: list[SceneRow] = []
         """Scenes that were not begun, most urgent first. Replaced likewise."""
         self._bundle, self._ready, self._ledger, self._stopping = bundle, ready, ledger, stopping
-        self._lost = lost
+        self._lost, self._holding = lost, holding
         self._triage, self._governor, self._observe, self._table = triage, governor, observe, table
         self._files: OrderedDict[str, SceneWork] = OrderedDict()
         self._left_out_of: SceneWork | None = None
@@ -111,10 +111,11 @@ class Reader(threading.Thread):
             return
         work = chosen if isinstance(chosen, SceneWork) else None
         try:
-            if work is None:
-                self._begin(row)
-            else:
-                self._read_next(work)
+            with self._holding([row.id]):
+                if work is None:
+                    self._begin(row)
+                else:
+                    self._read_next(work)
         except EdgeError as problem:
             self._fail(row, str(problem), work)
         except Stopped:
@@ -150,7 +151,7 @@ class Reader(threading.Thread):
         journal = self._ledger.journal
         scene = open_scene(Path(row.path), radiometry=self._bundle.radiometry)
         try:
-            scene.acquired = scene.acquired or (stated_acquired(Path(row.path)) if row.owned else None)
+            scene.acquired = scene.acquired or row.acquired
             year = anchor_year_of(self._table, None, scene.acquired)
             facts = facts_from_scene(scene, self._bundle, year, self.table_sha256)
             facts = self._ledger.patiently(lambda: journal.start(row.id, facts, facts["tiles"]))

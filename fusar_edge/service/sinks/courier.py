@@ -49,6 +49,10 @@ class Courier(threading.Thread):
     def status(self) -> SinkStatus:
         return SinkStatus(self._sink.name, self._sent, self._failures, self._problem)
 
+    def wake(self) -> None:
+        """Look at the outbox now."""
+        self._bell.set()
+
     def run(self) -> None:
         unsubscribe = self._journal.on_event(self._bell.set)
         try:

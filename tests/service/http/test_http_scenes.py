@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -17,7 +19,8 @@ from fusar_edge.service.http.app import make_app
 from fusar_edge.service.http.metrics import Metrics
 from fusar_edge.service.http.problems import problem_from_error, without_paths
 from fusar_edge.service.http.views import public_origin
-from fusar_edge.service.journal import TileOutcome
+from fusar_edge.service.journal import Message, TileOutcome
+from fusar_edge.service.sinks.courier import SinkStatus
 
 
 @pytest.fixture
@@ -254,6 +257,46 @@ def test_the_status_is_one_look_at_everything(app: FastAPI, parts: Any, tmp_path
     assert status["pipeline"]["limits"] == {"tasks": None, "stride": 1, "paused": False, "reason": ""}
     assert status["latency_ms"]["vision"] == {"count": 100, "p50": 50.5, "p95": 95.05, "p99": 99.01, "max": 100.0}
     assert status["last_event"] == 1
+
+
+@dataclass
+class Said:
+    """A courier that only says how it is."""
+
+    state: SinkStatus
+    woken: int = 0
+
+    def status(self) -> SinkStatus:
+        return self.state
+
+    def wake(self) -> None:
+        self.woken += 1
+
+
+def test_the_status_tells_which_sink_and_which_folder_is_in_trouble(app: FastAPI, parts: Any) -> None:
+    said = ask(app, "GET", "/v1/status").json()
+    assert (said["sinks"], said["watch"]) == ([], None)
+    parts.couriers.append(Said(SinkStatus("files", 7, 3, "/data/results: no space is left")))
+    parts.watcher = SimpleNamespace(accepted=4, refused=1, problem="64 scenes are waiting")
+    said = ask(app, "GET", "/v1/status").json()
+    sink = {"name": "files", "waiting": 0, "dead": 0, "sent": 7, "failures": 3, "problem": "results: no space is left"}
+    assert said["sinks"] == [sink]
+    assert said["watch"] == {"accepted": 4, "refused": 1, "problem": "64 scenes are waiting"}
+    text = ask(app, "GET", "/metrics").text
+    assert 'fusar_edge_sink_up{sink="files"} 0.0' in text
+    assert "fusar_edge_watch_up 0.0" in text
+
+
+def test_what_a_sink_has_refused_is_sent_again(app: FastAPI, parts: Any, tmp_path: Path) -> None:
+    row = accepted(parts, tmp_path)
+    parts.journal.fail(row.id, "why", [Message("k", "failed", row.id, None, b"{}")])
+    parts.journal.bury("files", "k", "400 from the hook")
+    parts.couriers.append(courier := Said(SinkStatus("files", 0, 0, "")))
+    assert parts.journal.outbox_count("files") == 0
+    answer = ask(app, "POST", "/v1/sinks/files/retry")
+    assert (answer.status_code, answer.json()) == (202, {"sink": "files", "messages": 1})
+    assert (parts.journal.outbox_count("files"), courier.woken) == (1, 1)
+    assert "there are: files" in ask(app, "POST", "/v1/sinks/mqtt/retry").json()["detail"]
 
 
 def test_percentiles_forget_what_is_older_than_ten_minutes() -> None:

@@ -16,7 +16,6 @@ from small_scenes import small_scene
 
 from fusar_edge.errors import BusyError, InputError, SceneError
 from fusar_edge.manifest import sha256_file
-from fusar_edge.service.intake.intake import stated_acquired
 from fusar_edge.service.journal import Journal, Message
 from fusar_edge.service.pipeline import Pipeline
 from fusar_edge.service.settings import LimitSettings, ModelSettings, TriageSettings
@@ -217,11 +216,11 @@ def test_a_file_that_has_gone_or_cannot_be_read_is_refused(station: Station, tmp
         station.intake.offer(tmp_path / "none.tif", name="none.tif", source="watch", owned=False)
 
 
-def test_the_time_of_acquisition_that_came_with_a_scene_lies_beside_it(station: Station) -> None:
+def test_the_time_of_acquisition_that_came_with_a_scene_is_kept_with_it(station: Station) -> None:
     row, _ = upload(station, acquired="2021-01-05T01:50:04Z")
-    assert stated_acquired(row.path) == "2021-01-05T01:50:04Z"
+    assert row.acquired == "2021-01-05T01:50:04Z"
     row, _ = upload(station, 1)
-    assert stated_acquired(row.path) is None
+    assert row.acquired is None
 
 
 def test_the_pipeline_takes_that_time_where_the_file_has_none(station: Station) -> None:

@@ -17,7 +17,6 @@ from small_scenes import small_scene
 
 from fusar_edge.errors import BusyError, InputError
 from fusar_edge.service.intake.download import Downloader, checked_url, is_public
-from fusar_edge.service.intake.intake import stated_acquired
 from fusar_edge.service.intake.stac import acquired_from_item, fetch, item_from_json, offer_item, scene_asset
 from fusar_edge.service.settings import LimitSettings, StacSettings
 
@@ -96,7 +95,7 @@ def test_an_item_by_address_brings_its_scene_and_its_time(host: Host, allowed: S
     assert new
     assert (row.name, row.source, row.tasks, row.priority) == ("S1-test_vv.tif", "stac", ("count",), 3)
     assert row.submitted_as == f"{host.url}/c/s.tif"
-    assert stated_acquired(row.path) == "2021-01-05T01:50:04Z"
+    assert row.acquired == "2021-01-05T01:50:04Z"
     assert [path for path, _ in host.asked] == ["/c/i.json?sig=secret", "/c/s.tif"]
     assert not list(allowed.intake.incoming.iterdir())
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from page_station import Station, station, write_harbour
 from PIL import Image
 
 from fusar_edge.service.journal import SceneRow
+from fusar_edge.service.sinks.courier import SinkStatus
 
 Look = Callable[..., Any]
 LIVE = "#health[data-state=good]"
@@ -197,6 +199,16 @@ def test_a_file_can_be_added_and_a_bad_one_says_why(still: Station, look: Look, 
     assert "GeoTIFF" in page.text_content("#upload-state .bad")
 
 
+def test_what_does_not_go_out_or_come_in_is_said(open_station: Callable[..., Station], look: Look) -> None:
+    station = open_station()
+    refused = SimpleNamespace(status=lambda: SinkStatus("mqtt", 0, 3, "connection refused"))
+    station.parts.couriers.append(refused)  # type: ignore[arg-type]
+    page = look(station.url)
+    page.wait_for_selector("#troubles li:has-text('mqtt: connection refused')")
+    station.parts.couriers.clear()
+    page.wait_for_selector("#troubles li", state="detached")
+
+
 def test_all_that_can_be_pressed_is_reached_by_the_tab_key_and_shows_it(page: Any) -> None:
     page.evaluate("document.body.tabIndex = -1; document.body.focus(); document.body.removeAttribute('tabindex')")
     reached: list[tuple[str, bool]] = []
@@ -285,4 +297,4 @@ def test_a_dropped_real_scene_is_captioned_on_the_map(
     kinds = [feature["properties"]["kind"] for feature in found["features"]]
     settled(page, f"{len(kinds)} records")
     assert page.locator("#tasks [data-task=box]").text_content() == f"box {kinds.count('detection')}"
-    assert page.locator("#latency tbody tr").count() > 4
+    page.wait_for_selector("#latency tbody tr:nth-child(5)")
