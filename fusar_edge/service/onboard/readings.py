@@ -13,6 +13,7 @@ from typing import Protocol
 
 import msgspec
 
+from fusar_edge.board import Rails, folders, ina_rails, number_of, text_of, watts_of
 from fusar_edge.errors import InputError
 
 PLAUSIBLE_C = (-60.0, 150.0)
@@ -42,7 +43,7 @@ class BoardReadings:
     """Thermal zones and power monitors (INA3221, INA238) of the running kernel; about 1 ms for each rail (I2C)."""
 
     def __init__(self, sys: Path = Path("/sys")) -> None:
-        self._zones = [zone / "temp" for zone in _folders(sys / "class/thermal", "thermal_zone*") if _counts(zone)]
+        self._zones = [zone / "temp" for zone in folders(sys / "class/thermal", "thermal_zone*") if _counts(zone)]
         self._rails = _rails(sys / "class/hwmon")
 
     @property
@@ -54,9 +55,9 @@ class BoardReadings:
         ]
 
     def __call__(self) -> Reading | None:
-        temperatures = [c / 1e3 for zone in self._zones if (c := _number(zone)) is not None]
+        temperatures = [c / 1e3 for zone in self._zones if (c := number_of(zone)) is not None]
         temperatures = [c for c in temperatures if PLAUSIBLE_C[0] < c < PLAUSIBLE_C[1]]
-        watts = [_watts(files) for files in self._rails.values()]
+        watts = [watts_of(files) for files in self._rails.values()]
         answered = [w for w in watts if w is not None]
         power_w = sum(answered) if answered and len(answered) == len(watts) else None  # a part is not the whole
         if not temperatures and power_w is None:
@@ -114,51 +115,11 @@ def _lines(path: Path) -> list[_Line]:
 
 
 def _counts(zone: Path) -> bool:
-    return _text(zone / "type") not in STUCK_ZONES
+    return text_of(zone / "type") not in STUCK_ZONES
 
 
-def _rails(hwmon: Path) -> dict[str, tuple[Path, ...]]:
-    """Rail -> its file of power (uW), or its files of voltage (mV) and current (mA); the whole board's alone if any."""
-    found: dict[str, tuple[Path, ...]] = {}
-    for monitor in _folders(hwmon, "hwmon*"):
-        if not (_text(monitor / "name") or "").startswith("ina"):
-            continue
-        for label in sorted(monitor.glob("in*_label")):
-            voltage = label.with_name(label.name.replace("_label", "_input"))
-            current = voltage.with_name(voltage.name.replace("in", "curr", 1))
-            if current.exists():
-                found[_text(label) or label.name] = (voltage, current)
-        for power in sorted(monitor.glob("power*_input")):
-            name = _text(power.with_name(power.name.replace("_input", "_label"))) or _text(monitor / "label")
-            found[name or "VIN"] = (power,)  # Thor's INA238 has no label and sits on VIN
+def _rails(hwmon: Path) -> Rails:
+    """The whole board's alone if there is one."""
+    found = ina_rails(hwmon)
     whole = {name: files for name, files in found.items() if name in WHOLE_BOARD}
     return whole or {name: files for name, files in found.items() if name not in PART_OF_ANOTHER}
-
-
-def _watts(files: tuple[Path, ...]) -> float | None:
-    """mV x mA is uW, and so is a file of power."""
-    product = 1.0
-    for path in files:
-        value = _number(path)
-        if value is None:
-            return None
-        product *= value
-    return product / 1e6
-
-
-def _folders(parent: Path, pattern: str) -> list[Path]:
-    return sorted(parent.glob(pattern)) if parent.is_dir() else []
-
-
-def _text(path: Path) -> str | None:
-    try:
-        return path.read_text().strip()
-    except (OSError, UnicodeDecodeError):  # a sensor that sleeps says EAGAIN or EIO
-        return None
-
-
-def _number(path: Path) -> float | None:
-    try:
-        return float(_text(path) or "")
-    except ValueError:
-        return None

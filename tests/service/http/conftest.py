@@ -9,20 +9,8 @@ from typing import Any
 import pytest
 from service_parts import make_parts, settings_for
 
-from fusar_edge.runtime.bundle import Bundle, open_bundle
+from fusar_edge.runtime.bundle import Bundle
 from fusar_edge.service.intake.probe import Prober
-
-
-@pytest.fixture(scope="session")
-def bundle() -> Bundle:
-    return open_bundle("default")
-
-
-@pytest.fixture(scope="session")
-def prober() -> Iterator[Prober]:
-    child = Prober()
-    yield child
-    child.close()
 
 
 @pytest.fixture

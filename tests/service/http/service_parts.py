@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +15,6 @@ from fastapi import FastAPI
 
 from fusar_edge.runtime.bundle import Bundle
 from fusar_edge.service.http.metrics import Metrics
-from fusar_edge.service.http.server import Server
 from fusar_edge.service.intake.intake import Intake
 from fusar_edge.service.intake.probe import Prober
 from fusar_edge.service.journal import Journal, SceneRow
@@ -85,29 +82,6 @@ def ask(app: FastAPI, method: str, path: str, **options: Any) -> httpx.Response:
             return await client.request(method, path, **options)
 
     return asyncio.run(asked())
-
-
-@contextlib.contextmanager
-def served(app: FastAPI, parts: ServiceParts) -> Iterator[str]:
-    """The application on a free port of loopback, by a real uvicorn; yields its address."""
-    server = Server(app, parts.settings.http)
-    ready = threading.Event()
-    start = server.startup
-
-    async def startup(sockets: Any = None) -> None:
-        await start(sockets)
-        ready.set()
-
-    server.startup = startup  # type: ignore[method-assign]
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        assert ready.wait(20)
-        yield f"http://127.0.0.1:{server.port}"
-    finally:
-        server.should_exit = True
-        thread.join(20)
-        assert not thread.is_alive()
 
 
 def write_tiff(path: Path, side: int = 64, seed: int = 0) -> Path:

@@ -20,7 +20,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from malformed_files import geotiff
 from PIL import Image
-from service_parts import ask, make_parts, served, settings_for
+from served_app import served
+from service_parts import ask, make_parts, settings_for
 
 from fusar_edge.errors import BusyError
 from fusar_edge.runtime.bundle import TOKENIZER, Bundle, bundle_path

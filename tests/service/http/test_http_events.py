@@ -11,7 +11,8 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
-from service_parts import accepted, ask, served
+from served_app import served
+from service_parts import accepted, ask
 
 from fusar_edge.service.http import events
 from fusar_edge.service.http.app import make_app

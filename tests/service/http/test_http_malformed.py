@@ -8,7 +8,8 @@ from typing import Any
 
 import httpx
 from malformed_files import Malformed, malformed_files
-from service_parts import accepted, ask, served
+from served_app import served
+from service_parts import accepted, ask
 
 from fusar_edge.service.http.app import make_app
 

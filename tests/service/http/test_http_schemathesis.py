@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.errors import Unsatisfiable
-from service_parts import accepted, make_parts, served, settings_for
+from served_app import served
+from service_parts import accepted, make_parts, settings_for
 
 from fusar_edge.errors import BusyError
 from fusar_edge.runtime.bundle import Bundle

@@ -13,7 +13,8 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
-from service_parts import accepted, ask, served, write_tiff
+from served_app import served
+from service_parts import accepted, ask, write_tiff
 
 from fusar_edge.errors import BusyError
 from fusar_edge.service.http import uploads

@@ -8,24 +8,11 @@ from pathlib import Path
 import pytest
 from intake_station import LIMITS, Open, Station
 
-from fusar_edge.runtime.bundle import Bundle, open_bundle
+from fusar_edge.runtime.bundle import Bundle
 from fusar_edge.service.intake.intake import Intake
 from fusar_edge.service.intake.probe import Prober
 from fusar_edge.service.journal import Journal
 from fusar_edge.service.settings import LimitSettings, ServiceSettings, StacSettings
-
-
-@pytest.fixture(scope="session")
-def bundle() -> Bundle:
-    return open_bundle("default")
-
-
-@pytest.fixture(scope="session")
-def prober() -> Iterator[Prober]:
-    """One child process for all tests: it takes half a second to start."""
-    child = Prober()
-    yield child
-    child.close()
 
 
 @pytest.fixture

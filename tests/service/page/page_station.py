@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,13 +12,13 @@ from typing import Any
 import numpy as np
 import rasterio
 from rasterio.transform import Affine
+from served_app import served
 
 from fusar_edge.runtime.detections import Detection, box_ring
 from fusar_edge.runtime.rings import geometry_from_ring
 from fusar_edge.sar.scene import Scene, open_scene
 from fusar_edge.sar.tiles import plan_tiles
 from fusar_edge.service.http.app import make_app
-from fusar_edge.service.http.server import Server
 from fusar_edge.service.journal import SceneRow, TileOutcome
 from fusar_edge.service.parts import ServiceParts
 from fusar_edge.service.results import stored_detections
@@ -81,30 +80,7 @@ def station(folder: Path, *, engines: bool = False, **http: Any) -> Iterator[Sta
         parts = open_parts(settings, stack)
         if engines:
             start_parts(parts, stack)
-        yield Station(stack.enter_context(listening(parts)), parts, folder)
-
-
-@contextlib.contextmanager
-def listening(parts: ServiceParts) -> Iterator[str]:
-    """The application by a real uvicorn; yields its address."""
-    server = Server(make_app(parts), parts.settings.http)
-    ready = threading.Event()
-    start: Callable[..., Any] = server.startup
-
-    async def startup(sockets: Any = None) -> None:
-        await start(sockets)
-        ready.set()
-
-    server.startup = startup  # type: ignore[method-assign]
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        assert ready.wait(20)
-        yield f"http://127.0.0.1:{server.port}"
-    finally:
-        server.should_exit = True
-        thread.join(20)
-        assert not thread.is_alive()
+        yield Station(stack.enter_context(served(make_app(parts), parts)), parts, folder)
 
 
 def write_harbour(path: Path, side: int, seed: int) -> Path:

@@ -10,19 +10,12 @@ import pytest
 from journal_scenes import failed_message, new_scene, scene_message
 from stored_scenes import done_scene
 
-from fusar_edge.runtime.bundle import DEFAULT, Bundle, open_bundle
+from fusar_edge.runtime.bundle import Bundle
 from fusar_edge.runtime.geojson import collection_bytes
 from fusar_edge.service.journal import Journal
 from fusar_edge.service.results import collection_from_journal
 from fusar_edge.service.sinks.files import FilesSink
 from fusar_edge.service.sinks.sink import SinkError
-
-
-@pytest.fixture(scope="session")
-def bundle() -> Bundle:
-    if not (DEFAULT / "manifest.json").is_file():
-        pytest.skip("this checkout holds no default bundle")
-    return open_bundle("default")
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from pystac.stac_io import DefaultStacIO
 from stored_scenes import FACTS, done_scene
 
 from fusar_edge import __version__
-from fusar_edge.runtime.bundle import DEFAULT, Bundle, open_bundle
+from fusar_edge.runtime.bundle import Bundle
 from fusar_edge.sar.scene import open_scene
 from fusar_edge.service.journal import Journal, SceneRow
 from fusar_edge.service.pipeline.work import facts_from_scene
@@ -27,13 +27,6 @@ from fusar_edge.service.stac import PROCESSING, PROJECTION, SAR, item_from_colle
 GRD = "S1A_IW_GRDH_1SDV_20150203T043109_20150203T043134_004454_00574F_FEC3.tif"
 MEASUREMENT = "s1a-ew-grd-hh-20210105t015012-20210105t015037-036000-043788-001.tiff"
 OPERA = "OPERA_L2_RTC-S1_T064-135518-IW1_20230101T015012Z_20230102T000000Z_S1B_30_v1.0_VH.tif"
-
-
-@pytest.fixture(scope="session")
-def bundle() -> Bundle:
-    if not (DEFAULT / "manifest.json").is_file():
-        pytest.skip("this checkout holds no default bundle")
-    return open_bundle("default")
 
 
 @pytest.fixture(autouse=True)
