@@ -102,6 +102,8 @@ class MqttSettings(_Settings, frozen=True):
     topic: str = "fusar-edge"
     """Messages go to TOPIC/scenes/ID/tiles/INDEX and TOPIC/scenes/ID."""
     client_id: str = "fusar-edge"
+    settle_s: Annotated[float, Meta(ge=0)] = 10.0
+    """What the broker acknowledged within so long before it was lost is published again; 0: nothing is."""
     username: str = ""
     password_file: Path | None = None
     tls: bool = False

@@ -5,11 +5,11 @@ from __future__ import annotations
 import shutil
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 from fastapi import APIRouter
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -31,6 +31,22 @@ METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 PREFIX = "fusar_edge"
 
 
+class _Recent:
+    """The youngest observations of a stage; its memory does not grow."""
+
+    def __init__(self) -> None:
+        self._times = np.full((KEPT, 2), -np.inf)
+        """(when, ms)."""
+        self._count = 0
+
+    def note(self, at: float, ms: float) -> None:
+        self._times[self._count % KEPT] = at, ms
+        self._count += 1
+
+    def since(self, at: float) -> npt.NDArray[np.float64]:
+        return self._times[self._times[:, 0] >= at, 1]
+
+
 class Metrics:
     """Own registry, so that two services in one process (tests) do not meet. Threads may call all of it."""
 
@@ -41,7 +57,7 @@ class Metrics:
         self._clock = clock
         self._started_at = clock()
         self._lock = threading.Lock()
-        self._recent: dict[str, deque[tuple[float, float]]] = {}
+        self._recent: dict[str, _Recent] = {}
         self._stages = Histogram(
             f"{PREFIX}_stage_seconds", "Time of one step of a tile", ["stage"], buckets=STAGE_S, registry=self.registry
         )
@@ -60,7 +76,7 @@ class Metrics:
         """Note what one step took; what the pipeline is given."""
         self._stages.labels(stage).observe(ms / 1e3)
         with self._lock:
-            self._recent.setdefault(stage, deque(maxlen=KEPT)).append((self._clock(), ms))
+            self._recent.setdefault(stage, _Recent()).note(self._clock(), ms)
 
     def count_request(self, method: str, route: str, status: int, seconds: float) -> None:
         """`route` is the template: a path as given would make a series of every scene."""
@@ -74,12 +90,18 @@ class Metrics:
         """Stage -> count, p50, p95, p99 and max in ms, over the last ten minutes; a stage without any is left out."""
         oldest = self._clock() - WINDOW_S
         with self._lock:
-            recent = {stage: [ms for at, ms in times if at >= oldest] for stage, times in self._recent.items()}
+            recent = {stage: times.since(oldest) for stage, times in self._recent.items()}
         found = {}
         for stage, values in recent.items():
-            if values:
+            if len(values):
                 p50, p95, p99 = (round(float(v), 3) for v in np.percentile(values, (50, 95, 99)))
-                found[stage] = {"count": len(values), "p50": p50, "p95": p95, "p99": p99, "max": round(max(values), 3)}
+                found[stage] = {
+                    "count": len(values),
+                    "p50": p50,
+                    "p95": p95,
+                    "p99": p99,
+                    "max": round(float(values.max()), 3),
+                }
         return found
 
 

@@ -56,6 +56,15 @@ class Outbox(Events):
                 cursor.execute("DELETE FROM outbox WHERE sink = ? AND message = ?", (sink, row["id"]))
                 _drop_told(cursor, row["id"])
 
+    def hold(self, sink: str, keys: Iterable[str], until: float) -> None:
+        """The sink has taken them, perhaps not for good: not before `until` (Unix seconds) again."""
+        with self.write() as cursor:
+            cursor.executemany(
+                "UPDATE outbox SET not_before = ? WHERE sink = ? AND dead = 0 "
+                "AND message = (SELECT id FROM messages WHERE key = ?)",
+                [(until, sink, key) for key in keys],
+            )
+
     def postpone(self, sink: str, key: str, until: float, reason: str) -> None:
         """The sink refused this message: not before `until` (Unix seconds) again."""
         with self.write() as cursor:

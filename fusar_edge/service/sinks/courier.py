@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import random
 import threading
 import time
 from dataclasses import dataclass
 
-from fusar_edge.errors import BusyError
+from fusar_edge.errors import BusyError, EdgeError
 from fusar_edge.service.journal import Journal, Message
 from fusar_edge.service.sinks.sink import Sink, SinkError
 
@@ -21,6 +22,8 @@ LONGEST_ASKED_WAIT_S = 600.0
 """A receiver may ask for this much patience at most."""
 REFUSALS = 5
 """A message refused so often is dead."""
+HELD_S = 60.0
+"""Beyond a sink's `settle_s`, messages that it took are sent again by a service that was killed meanwhile."""
 IDLE_S = 30.0
 """The outbox is looked at this often even if nobody says that something has come."""
 
@@ -36,6 +39,16 @@ class SinkStatus:
     """Why the last one was not; no path, no secret."""
 
 
+@dataclass(frozen=True)
+class _Taken:
+    """Messages that were taken and are not yet counted as delivered."""
+
+    keys: list[str]
+    line: object
+    at: float
+    """Seconds of the monotonic clock."""
+
+
 class Courier(threading.Thread):
     """`start` it, and `stop` it before the journal is closed."""
 
@@ -45,6 +58,9 @@ class Courier(threading.Thread):
         self._stopping = threading.Event()
         self._bell = threading.Event()
         self._sent, self._failures, self._problem = 0, 0, ""
+        self._taken: list[_Taken] = []
+        self._last_line: object = None
+        """When `stop` came."""
 
     def status(self) -> SinkStatus:
         return SinkStatus(self._sink.name, self._sent, self._failures, self._problem)
@@ -68,10 +84,13 @@ class Courier(threading.Thread):
                     self._stopping.wait(wait_s)
         finally:
             unsubscribe()
+            with contextlib.suppress(EdgeError):  # else they are sent again after the next start
+                self._settle_taken(self._last_line, settle_s=0.0)
             self._sink.close()
 
     def stop(self, timeout_s: float = 15.0) -> None:
         """What was not delivered stays in the journal."""
+        self._last_line = self._sink.line()
         self._stopping.set()
         self._bell.set()
         self._sink.interrupt()
@@ -81,10 +100,13 @@ class Courier(threading.Thread):
     def _round(self) -> float:
         """Send what is due, or sleep until something comes. Returns how long to wait before the next round, s."""
         self._bell.clear()
+        self._settle_taken(self._sink.line(), self._sink.settle_s)
         messages = self._journal.due(self._sink.name, BATCH, time.time())
         if not messages:
             first = self._journal.next_due(self._sink.name)
             wait_s = IDLE_S if first is None else first - time.time()
+            if self._taken:
+                wait_s = min(wait_s, self._taken[0].at + self._sink.settle_s - time.monotonic())
             self._bell.wait(min(max(wait_s, 0.01), IDLE_S))
             return 0.0
         try:
@@ -112,11 +134,31 @@ class Courier(threading.Thread):
                 until = time.time() + self._wait_s(message.attempts + 1)
                 self._journal.postpone(self._sink.name, message.key, until, reason)
 
+    def _settle_taken(self, line: object, settle_s: float) -> None:
+        """What was taken long enough ago is delivered; what another line took is sent again."""
+        now = time.monotonic()
+        ripe = [taken for taken in self._taken if taken.line is line and now - taken.at >= settle_s]
+        lost = [taken for taken in self._taken if taken.line is not line]
+        if ripe:
+            self._journal.delivered(self._sink.name, [key for taken in ripe for key in taken.keys])
+        if lost:
+            keys = [key for taken in lost for key in taken.keys]
+            log.warning("sink %s: lost; what it took last (%d messages) is sent again", self._sink.name, len(keys))
+            self._journal.hold(self._sink.name, keys, 0.0)
+        self._taken = [taken for taken in self._taken if taken not in ripe and taken not in lost]
+
     def _note_sent(self, keys: list[str]) -> None:
-        """Mark as delivered; tries until the journal has room, as otherwise they would be sent again."""
+        """Mark as taken; tries until the journal has room, as otherwise they would be sent again."""
+        name, settle_s, line = self._sink.name, self._sink.settle_s, self._sink.line()
+        if settle_s and line is None:
+            return  # it was lost since: they stay due
         while keys:
             try:
-                self._journal.delivered(self._sink.name, keys)
+                if settle_s:
+                    self._journal.hold(name, keys, time.time() + settle_s + HELD_S)
+                    self._taken.append(_Taken(keys, line, time.monotonic()))
+                else:
+                    self._journal.delivered(name, keys)
             except BusyError as busy:
                 self._problem = str(busy)
                 if self._stopping.wait(busy.retry_after_s):

@@ -27,6 +27,7 @@ class FilesSink:
 
     name = "files"
     kinds: frozenset[MessageKind] = frozenset(("scene", "failed"))
+    settle_s = 0.0
 
     def __init__(self, results: Path, journal: Journal, collect: Callable[[SceneRow], dict[str, Any]]) -> None:
         """`results`: the folder; `collect` makes the GeoJSON of a scene that is done."""
@@ -43,6 +44,9 @@ class FilesSink:
             except EdgeError as problem:
                 raise SinkError(str(problem), sent=sent) from problem
             sent.append(message.key)
+
+    def line(self) -> object:
+        return self
 
     def interrupt(self) -> None:
         """Writing takes no time that is worth it."""

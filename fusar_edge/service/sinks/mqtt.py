@@ -1,4 +1,5 @@
-"""MQTT 5 publisher, QoS 1: a message is delivered when the broker has acknowledged it (PUBACK).
+"""MQTT 5 publisher, QoS 1: a message is delivered when the broker has acknowledged it (PUBACK), and the connection has
+held for `settle_s` after: a broker that dies forgets what it has acknowledged and not yet handed on or stored.
 
 Version 5 and not 3.1.1, where a broker acknowledges what it throws away too: a PUBACK of version 5 has a reason code
 (section 3.4.2.1 of the OASIS standard). After any trouble the connection is given up and a new one made: what waits is
@@ -32,7 +33,7 @@ class MqttSink:
 
     def __init__(self, settings: MqttSettings, *, stalled_s: float = STALLED_S) -> None:
         """InputError where the password or the certificates cannot be read. Connects with the first message."""
-        self._settings, self._stalled_s = settings, stalled_s
+        self._settings, self._stalled_s, self.settle_s = settings, stalled_s, settings.settle_s
         self._password = None if settings.password_file is None else secret_from_file(settings.password_file).decode()
         if settings.ca_file is not None and not settings.ca_file.is_file():
             raise InputError(
@@ -50,6 +51,10 @@ class MqttSink:
             if not connection.alive:
                 self._drop()
             raise
+
+    def line(self) -> object:
+        held = self._connection
+        return held if held is not None and held.alive else None
 
     def topic(self, message: Message) -> str:
         place = f"{self._settings.topic}/scenes/{message.scene_id}"

@@ -38,6 +38,13 @@ class Sink(Protocol):
     def kinds(self) -> Kinds:
         """What it is told of; for `Journal.open`."""
 
+    @property
+    def settle_s(self) -> float:
+        """A message counts as delivered when it was taken, and no trouble came for so long after."""
+
+    def line(self) -> object:
+        """What messages go through now: another object, or None, after any trouble. Called by any thread."""
+
     def send(self, messages: Sequence[Message]) -> None:
         """Returns when every message was taken, else raises SinkError. Called by one thread."""
 

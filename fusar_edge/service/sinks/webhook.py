@@ -29,6 +29,7 @@ _LATER = (408, 429)
 class WebhookSink:
     name = "webhook"
     kinds = ALL_KINDS
+    settle_s = 0.0
 
     def __init__(self, settings: WebhookSettings) -> None:
         """InputError where the URL is none, or the secret cannot be read."""
@@ -64,6 +65,9 @@ class WebhookSink:
                 refused[message.key] = f"the webhook says {answer.status_code} {answer.reason_phrase}"
         if refused:
             raise SinkError(next(iter(refused.values())), sent=sent, refused=refused)
+
+    def line(self) -> object:
+        return self
 
     def interrupt(self) -> None:
         self._closing.set()

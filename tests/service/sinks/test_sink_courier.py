@@ -24,6 +24,7 @@ class FakeSink:
     kinds = ALL_KINDS
 
     def __init__(self) -> None:
+        self.settle_s, self.way = 0.0, object()
         self.batches: list[list[str]] = []
         self.answer: Callable[[Sequence[Message]], None] = lambda messages: None
         self.heard = threading.Condition()
@@ -34,6 +35,9 @@ class FakeSink:
             self.batches.append([message.key for message in messages])
             self.heard.notify_all()
         self.answer(messages)
+
+    def line(self) -> object:
+        return self.way
 
     def interrupt(self) -> None:
         self.interrupted = True
@@ -168,6 +172,68 @@ def test_what_was_sent_is_not_sent_again_when_the_journal_has_no_room_to_say_so(
     courier.start()
     assert noted.wait(PATIENCE_S)
     assert (len(sink.batches), journal.outbox_count("fake")) == (1, 0)
+
+
+def test_what_was_taken_is_delivered_when_the_line_has_held_for_a_while(
+    journal: Journal, sink: FakeSink, courier: Courier, emptied: Emptied, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, hold = threading.Event(), journal.hold
+
+    def holding(name: str, keys: Sequence[str], until: float) -> None:
+        hold(name, keys, until)
+        held.set()
+
+    monkeypatch.setattr(journal, "hold", holding)
+    sink.settle_s = 0.2
+    finished(journal, tiles=2)
+    courier.start()
+    assert held.wait(PATIENCE_S)
+    assert journal.outbox_count("fake") == 3
+    emptied.wait()
+    assert len(sink.batches) == 1
+
+
+def test_what_a_lost_line_took_last_is_sent_again(
+    journal: Journal, sink: FakeSink, courier: Courier, emptied: Emptied
+) -> None:
+    sink.settle_s = 0.2
+    first = finished(journal, 0, tiles=1)
+
+    def lose(messages: Sequence[Message]) -> None:
+        if len(sink.batches) == 2:
+            sink.way = None
+            sink.answer = back
+            raise SinkError("the broker has gone")
+
+    def back(messages: Sequence[Message]) -> None:
+        sink.way = object()
+
+    sink.answer = lose
+    courier.start()
+    sink.wait_for(1)
+    second = finished(journal, 1, tiles=1)
+    emptied.wait()
+    again = [key for batch in sink.batches[2:] for key in batch]
+    assert sorted(again) == sorted([f"{first}/0", first, f"{second}/0", second])
+
+
+def test_a_service_that_is_killed_sends_what_had_not_settled_again(journal: Journal, sink: FakeSink) -> None:
+    scene_id = finished(journal, tiles=1)
+    keys = [f"{scene_id}/0", scene_id]
+    journal.hold("fake", keys, 1000.0)
+    assert journal.due("fake", 10, now=999.0) == []
+    assert [message.key for message in journal.due("fake", 10, now=1000.0)] == keys
+    assert [message.attempts for message in journal.due("fake", 10, now=1000.0)] == [0, 0]
+
+
+def test_stopping_in_good_order_counts_what_was_taken_as_delivered(journal: Journal, sink: FakeSink) -> None:
+    sink.settle_s = 600.0
+    finished(journal, tiles=1)
+    courier = Courier(journal, sink)
+    courier.start()
+    sink.wait_for(1)
+    courier.stop(timeout_s=PATIENCE_S)
+    assert journal.outbox_count("fake") == 0
 
 
 def test_a_bug_in_a_sink_does_not_end_its_deliveries(

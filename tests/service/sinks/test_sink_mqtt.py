@@ -4,6 +4,7 @@ import shutil
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ def payloads(messages: Sequence[Message]) -> set[bytes]:
 
 
 def settings(port: int, **changes: Any) -> MqttSettings:
-    return MqttSettings(host="127.0.0.1", port=port, **changes)
+    return MqttSettings(**{"host": "127.0.0.1", "port": port, "settle_s": 0.0, **changes})
 
 
 @pytest.fixture
@@ -137,6 +138,27 @@ def test_nothing_is_lost_when_the_broker_is_killed_and_started_again(
     courier.stop()
     heard = subscriber.payloads()
     assert len(heard) <= 82 + 64  # again at most the batch that was on its way
+
+
+@needs_mosquitto
+def test_what_a_broker_took_and_forgot_is_published_again(tmp_path: Path, journal: Journal) -> None:
+    broker = Broker(tmp_path, "allow_anonymous true\npersistence false\n")
+    broker.start()
+    sink = MqttSink(settings(broker.port, settle_s=600.0))
+    courier = Courier(journal, sink, first_wait_s=0.02)
+    finished(journal, tiles=5)
+    courier.start()
+    while courier.status().sent < 6:  # acknowledged, though nobody listens
+        time.sleep(0.01)
+    broker.kill()
+    broker.start()
+    subscriber = Subscriber(broker.port)
+    scene = finished(journal, 1, tiles=1)
+    subscriber.wait_for({scene_message(scene).payload})
+    courier.stop()
+    assert len({properties["key"] for _, _, properties in subscriber.got}) == 8
+    subscriber.close()
+    broker.kill()
 
 
 @needs_mosquitto
