@@ -7,13 +7,16 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from fusar_edge.errors import InputError
 from fusar_edge.runtime.bundle import Bundle
+
+if TYPE_CHECKING:
+    from fusar_edge.runtime.session import Session
 
 Floats = npt.NDArray[np.float32]
 Question = tuple[str, str, int]
@@ -59,22 +62,25 @@ class Peer(Protocol):
 
 
 class Ours:
-    """The runtime itself: vision and prefix once for all questions."""
+    """The runtime itself: vision and prefix once for all questions. No grammars, so that tokens can be compared."""
 
     name = OURS
     precision = ""
     compared = "tile"
+    grammar = False
+    _session: Session | None = None
 
     def open(self, bundle: Bundle, threads: int, work: Path) -> None:
         from fusar_edge.runtime.session import Session
 
         self.precision = bundle.settings.precision
-        self._session = Session(bundle, threads)
+        self._session = Session(bundle, threads, grammar=self.grammar)
 
     def answer(
         self, grey: Floats, anchors: Any | None, positions: Floats | None, questions: Sequence[Question]
     ) -> PeerAnswer:
         session = self._session
+        assert session is not None, "open comes first"
         start = time.perf_counter()
         looked = session.look(grey, anchors, positions)
         said = [session.ask(task, question=text).generation for task, text, _ in questions]
@@ -86,11 +92,19 @@ class Ours:
             "prefill": sum(one.prefill_ms for one in said),
             "decode": sum(one.decode_ms for one in said),
         }
-        decode_tokens = sum(max(len(one.log_probabilities) - 1, 0) for one in said)
+        decode_tokens = sum(one.decode_tokens for one in said)
         return PeerAnswer(tuple(one.ids for one in said), texts, parts, decode_tokens)
 
     def close(self) -> None:
-        self._session.close()
+        if self._session is not None:
+            self._session.close()
+
+
+class OursWithGrammar(Ours):
+    """As a service runs it: answers keep to their task's grammar."""
+
+    name = "ours-grammar"
+    grammar = True
 
 
 def peer_names() -> tuple[str, ...]:

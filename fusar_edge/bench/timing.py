@@ -223,7 +223,7 @@ def _answer_notes(unit: str, asked: Asked) -> Iterator[tuple[str, str, float, fl
     """Parts of one answer. One that ends at once has no token: its first logits came with the prefill."""
     assert asked.answer is not None
     said = asked.answer.generation
-    steps = max(len(said.log_probabilities) - 1, 0)
+    steps = said.decode_tokens if said.decode_ms else 0
     tokens = len(said.ids)
     first = asked.tokens[0] if asked.tokens else asked.start + said.prefill_ms / 1e3
     yield "ttft", unit, (first - asked.start) * 1e3, first, 0

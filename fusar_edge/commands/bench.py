@@ -47,7 +47,9 @@ def run(
     ] = None,
     against: Annotated[
         list[str] | None,
-        typer.Option(help="What to run beside it, on the same weights: hf-eager, hf-compile, ort-loop, llama.cpp."),
+        typer.Option(
+            help="Run beside it: hf-eager, hf-compile, ort-loop, ort-loop-int8, llama.cpp, ours-grammar; repeat."
+        ),
     ] = None,
     data: Annotated[Path | None, typer.Option(help="Triplet manifest: task metrics beside the speed.")] = None,
     power: Annotated[

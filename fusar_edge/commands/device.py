@@ -106,6 +106,7 @@ def eval(
     answers: Annotated[Path | None, typer.Option(help="JSONL to write every question and answer to.")] = None,
     task: Annotated[list[Task] | None, typer.Option(help="Only these tasks; repeat. Default: all.")] = None,
     images: Annotated[int | None, typer.Option(min=1, help="Only the first so many images.")] = None,
+    grammar: Annotated[bool, typer.Option(help="Answers keep to the grammar of their task.")] = True,
     threads: Threads = 0,
     force: Force = False,
 ) -> None:
@@ -121,6 +122,7 @@ def eval(
             out=json_out,
             answers=answers,
             threads=threads,
+            grammar=grammar,
             force=force,
             progress=step,
         )

@@ -74,7 +74,7 @@ class TorchBackend:
         return Step(logits, logits.argmax(-1).astype(np.int32))
 
 
-def open_checkpoint_session(folder: Path) -> Session:
+def open_checkpoint_session(folder: Path, *, grammar: bool = True) -> Session:
     """A session on a folder that `fusar-edge train` wrote; float32."""
     from fusar_edge.export.run import settings as exported_settings
 
@@ -84,4 +84,4 @@ def open_checkpoint_session(folder: Path) -> Session:
     wanted: dict[str, Any] = {k: v for k, v in exported_settings(model, recipe).items() if k in known}
     settings = msgspec.convert(wanted | {"precision": "fp32", "name": recipe.name}, BundleSettings)
     bundle = Bundle(tokenizer.parent, settings, Prompts(), Radiometry(), manifest, sha256_file(folder / FILENAME))
-    return Session(bundle, backend=TorchBackend(model))
+    return Session(bundle, backend=TorchBackend(model), grammar=grammar)

@@ -48,14 +48,14 @@ def _per_image_features(session: Session, features: NDArray[np.float32], aef: Pa
     return read_projector(bundle.folder).coefficients(features)
 
 
-def open_session(target: str, threads: int = 0) -> Session:
+def open_session(target: str, threads: int = 0, *, grammar: bool = True) -> Session:
     """A session on a bundle (folder or `default`) or on a checkpoint folder (needs the extra `workshop`)."""
     folder = Path(target)
     if target != "default" and (folder / FILENAME).is_file() and read_manifest(folder, InputError).stage != "build":
         from fusar_edge.eval.checkpoint_session import open_checkpoint_session
 
-        return open_checkpoint_session(folder)
-    return Session(open_bundle(bundle_path(target)), threads)
+        return open_checkpoint_session(folder, grammar=grammar)
+    return Session(open_bundle(bundle_path(target)), threads, grammar=grammar)
 
 
 def _selected(data: Path, tasks: Sequence[str], images: int | None) -> dict[Path, list[Triplet]]:
@@ -117,24 +117,26 @@ def evaluate(
     out: Path | None = None,
     answers: Path | None = None,
     threads: int = 0,
+    grammar: bool = True,
     force: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Metrics of `target` on a manifest; greedy answers, one image at a time.
 
     `images`: only the first so many. `out`: the result as JSON. `answers`: every question, reference and answer as
-    JSONL, to look at what went wrong.
+    JSONL, to look at what went wrong. `grammar`: answers keep to the grammar of their task, as in a service.
     """
     for path in (out, answers):
         if path is not None:
             check_output(path, force)
     count = len(_selected(data, tasks, images))
-    session = open_session(target, threads)
+    session = open_session(target, threads, grammar=grammar)
     scored = ask_manifest(session, data, tasks=tasks, images=images, progress=progress)
     result = {
         "target": str(target),
         "target_sha256": session.bundle.sha256,
         "model": session.bundle.settings.name,
+        "grammar": grammar,
         "precision": session.bundle.settings.precision,
         "data": f"{data.parent.name}/{data.name}",
         "data_sha256": sha256_file(data),

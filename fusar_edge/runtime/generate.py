@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from fusar_edge.errors import InputError
 from fusar_edge.runtime.backend import Backend, Cache, Floats
+from fusar_edge.runtime.grammar import Writing
 from fusar_edge.runtime.positions import mrope_positions
 
 StopReason = Literal["eos", "max_new_tokens", "context_full"]
@@ -55,10 +56,13 @@ class Generation:
     ids: tuple[int, ...]
     """Without the end-of-answer token."""
     log_probabilities: tuple[float, ...]
-    """Natural logarithm of each chosen token's probability, the end-of-answer token included."""
+    """Natural logarithm of the probability that the model gave each token it chose, the end-of-answer token included.
+    Under a grammar too it is that among all tokens; tokens that the grammar forced were not chosen."""
     stop_reason: StopReason
     prefill_ms: float
     decode_ms: float
+    decode_tokens: int
+    """What `decode_ms` brought: tokens after those that the prefill brought, the end-of-answer token included."""
 
     @property
     def confidence(self) -> float:
@@ -82,11 +86,14 @@ def generate(
     max_new_tokens: int,
     eos_ids: Collection[int],
     on_token: Callable[[int], None] | None = None,
+    writing: Writing | None = None,
 ) -> Generation:
     """Answer one question after `run_prefix`; on return the cache holds the prefix alone again.
 
     `question_ids` is the question and the template's piece after it. InputError where it leaves no room to answer.
-    `on_token` is told each token of the answer as it is chosen; what it raises ends the answer and goes to the caller.
+    `on_token` is told each token of the answer as it is known; what it raises ends the answer and goes to the caller.
+    `writing`: the grammar that the answer keeps to. What it forces goes through the decoder together with the choice
+    before it, or not at all at the end.
     """
     start = len(prefix)
     if len(question_ids) >= cache.room:
@@ -100,34 +107,58 @@ def generate(
     ids: list[int] = []
     log_probabilities: list[float] = []
     pending, times = list(question_ids), [time.perf_counter()]
+    at_once, ended = 0, False
+    """Tokens that the prefill brought; whether the model itself ended the answer."""
+
+    def say(tokens: Sequence[int]) -> None:
+        for token in tokens:
+            ids.append(token)
+            if on_token is not None:
+                on_token(token)
+
     try:
         while True:
+            if writing is not None:
+                forced, left = writing.forced(), max_new_tokens - len(ids)
+                say(forced[:left])
+                pending += forced
+                if writing.complete and len(forced) <= left:
+                    reason: StopReason = "eos"
+                    break
+            if len(ids) == max_new_tokens:
+                reason = "max_new_tokens"
+                break
+            if len(pending) > cache.room:
+                reason = "context_full"
+                break
             n, at = len(pending), cache.length
             inputs, text = np.array([pending], np.int32), np.full((1, n), -1, np.int32)
             step = backend.step(cache, inputs, visual_tokens, text, positions[:, None, at : at + n])
             times.append(time.perf_counter())
-            token = int(step.next_ids[0])
+            at_once = at_once or len(ids) + 1
+            token = int(step.next_ids[0]) if writing is None else writing.choose(step.logits[0])
             log_probabilities.append(_log_probability(step.logits[0], token))
             if token in eos_ids:
-                reason: StopReason = "eos"
+                reason, ended = "eos", True
                 break
-            ids.append(token)
-            if on_token is not None:
-                on_token(token)
-            if len(ids) == max_new_tokens:
-                reason = "max_new_tokens"
-                break
-            if not cache.room:
-                reason = "context_full"
-                break
+            say([token])
             pending = [token]
+            if writing is not None:
+                writing.take([token])
     finally:
         cache.truncate(start)
-    prefill_ms, decode_ms = (times[1] - times[0]) * 1e3, (times[-1] - times[1]) * 1e3
-    return Generation(tuple(ids), tuple(log_probabilities), reason, prefill_ms, decode_ms)
+    first = times[min(len(times) - 1, 1)]
+    return Generation(
+        tuple(ids),
+        tuple(log_probabilities),
+        reason,
+        prefill_ms=(first - times[0]) * 1e3,
+        decode_ms=(times[-1] - first) * 1e3,
+        decode_tokens=max(len(ids) + ended - at_once, 0) if at_once else 0,
+    )
 
 
 def _log_probability(logits: Floats, token: int) -> float:
-    scores = logits.astype(np.float64)
-    top = scores.max()
-    return float(scores[token] - top - np.log(np.exp(scores - top).sum()))
+    scores = logits.astype(np.float32)
+    scores -= scores.max()
+    return float(scores[token] - np.log(np.exp(scores).sum(dtype=np.float64)))

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from fusar_edge.data.grammars import answer_grammar
 from fusar_edge.data.tasks import Parsed, parse_answer
 from fusar_edge.data.truth import Box
 from fusar_edge.errors import BundleError, InputError
 from fusar_edge.runtime.backend import Backend, Floats, open_backend
 from fusar_edge.runtime.bundle import TOKENIZER, Bundle
 from fusar_edge.runtime.generate import Generation, Prefix, generate, run_prefix
+from fusar_edge.runtime.grammar import Grammars, Writing
 from fusar_edge.runtime.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -59,7 +61,10 @@ class Answer:
 class Session:
     """One bundle, one backend, one KV cache. Not shared between threads."""
 
-    def __init__(self, bundle: Bundle, threads: int = 0, backend: Backend | None = None) -> None:
+    def __init__(
+        self, bundle: Bundle, threads: int = 0, backend: Backend | None = None, *, grammar: bool = True
+    ) -> None:
+        """`grammar`: answers to `ask` keep to the grammar of their task, and so always parse."""
         self.bundle = bundle
         settings, prompts = bundle.settings, bundle.prompts
         self.tokenizer = Tokenizer(bundle.file(TOKENIZER))
@@ -79,6 +84,10 @@ class Session:
                 f"{bundle.folder}: image and template are {len(self.prefix)} tokens, context_tokens is "
                 f"{settings.context_tokens}; build the bundle with more"
             )
+        self._grammars: Grammars | None = None
+        if grammar:
+            path = bundle.file(TOKENIZER)
+            self._grammars = Grammars(path, settings.vocab_size, settings.eos_ids, self.tokenizer.token)
         self.backend = backend or open_backend(bundle, threads)
         self._cache = self.backend.new_cache(settings.context_tokens)
         self._visual: Floats | None = None
@@ -134,17 +143,34 @@ class Session:
     ) -> Answer:
         """Answer the canonical prompt of a task, or `question` read as an answer of that task."""
         text = question or self.bundle.prompts.question(task, label, box)
-        generation = self.ask_ids(text, self.bundle.settings.max_new_tokens.get(task, 64), on_token)
+        settings, grammars = self.bundle.settings, self._grammars
+        writing = None
+        if grammars is not None:
+            size = settings.coordinate_size
+            grammar = answer_grammar(task, text, None if question else label, size)
+            writing = grammars.begin(grammar, size)
+        generation = self.ask_ids(text, settings.max_new_tokens.get(task, 64), on_token, writing)
         said = self.tokenizer.decode(list(generation.ids))
-        return Answer(text, parse_answer(task, said, self.bundle.settings.coordinate_size), generation)
+        return Answer(text, parse_answer(task, said, settings.coordinate_size), generation)
 
-    def ask_ids(self, question: str, max_new_tokens: int, on_token: Callable[[int], None] | None = None) -> Generation:
-        """The answer as tokens, to the image of the last `look` or `take`; `on_token` hears each as it is chosen."""
+    def ask_ids(
+        self,
+        question: str,
+        max_new_tokens: int,
+        on_token: Callable[[int], None] | None = None,
+        writing: Writing | None = None,
+    ) -> Generation:
+        """The answer as tokens, to the image of the last `look` or `take`, under no grammar but the one given.
+
+        `on_token` hears each token as it is known.
+        """
         if self._visual is None:
             raise InputError("nothing was looked at: call look(image) before asking")
         ids = self.tokenizer.encode_plain(question) + self.tokenizer.encode(self.bundle.prompts.after_question)
         eos = self.bundle.settings.eos_ids
-        return generate(self.backend, self._cache, self.prefix, self._visual, ids, max_new_tokens, eos, on_token)
+        return generate(
+            self.backend, self._cache, self.prefix, self._visual, ids, max_new_tokens, eos, on_token, writing
+        )
 
     def close(self) -> None:
         """Give back what the backend holds on a device, by the thread that made the session; it is of no use then."""

@@ -32,6 +32,10 @@ class Tokenizer:
         self._tokenizer.encode_special_tokens = True
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
+    def token(self, id: int) -> str:
+        """Text of one token; U+FFFD where it is a part of a character."""
+        return str(self._tokenizer.decode([id], skip_special_tokens=True))
+
     def decode(self, ids: list[int]) -> str:
         """Text without special tokens; bytes that are no UTF-8 become U+FFFD."""
         return str(self._tokenizer.decode(ids, skip_special_tokens=True))

@@ -37,7 +37,7 @@ def sea(height: int, width: int) -> np.ndarray:
 def scripted(bundle: Bundle, answers: dict[str, str]) -> tuple[Session, ScriptedBackend]:
     """A session that answers by the first key that the question holds."""
     backend = ScriptedBackend(bundle, lambda q, _: next((a for key, a in answers.items() if key in q), "?"))
-    return Session(bundle, backend=backend), backend
+    return Session(bundle, backend=backend, grammar=False), backend
 
 
 BOXES = '[{"bbox_2d": [0, 63, 126, 252], "label": "ship"}]'
@@ -102,7 +102,7 @@ def test_boxes_of_one_tile_are_not_classified_in_the_next_where_detect_failed(bu
     answers = iter([BOXES, "cargo", "no idea"])
     backend = ScriptedBackend(bundle, lambda q, _: next(answers))
     path = write_scene(tmp_path / "s.tif", sea(64, 128))
-    session = Session(bundle, backend=backend)
+    session = Session(bundle, backend=backend, grammar=False)
     scene = interpret(bundle, [path], ["classify"], session=session, overlap_px=0).scenes[0]
     assert [(r.tile, r.task, r.answer.parsed.ok) for r in scene.records] == [
         (0, "detect", True), (0, "classify", True), (1, "detect", False),

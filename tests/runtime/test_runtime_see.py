@@ -74,7 +74,7 @@ def test_a_batch_is_cut_where_the_plan_takes_no_more(bundle: Bundle) -> None:
         bundle, settings=msgspec.structs.replace(bundle.settings, engine="tensorrt", plan=plan)
     )
     backend = ScriptedBackend(bundle, lambda question, pixels: "")
-    session = Session(planned, backend=backend)
+    session = Session(planned, backend=backend, grammar=False)
     session.see(images(SIZE))
     assert [len(run["pixels"]) for run in backend.visions] == [3, 1]
     assert session.see([]) == []
@@ -82,7 +82,7 @@ def test_a_batch_is_cut_where_the_plan_takes_no_more(bundle: Bundle) -> None:
 
 def test_tokens_are_heard_as_they_are_chosen(bundle: Bundle) -> None:
     backend = ScriptedBackend(bundle, lambda question, pixels: "Sea.")
-    session = Session(bundle, backend=backend)
+    session = Session(bundle, backend=backend, grammar=False)
     session.look(np.zeros((SIZE, SIZE), np.float32))
     heard: list[int] = []
     answer = session.ask("caption", on_token=heard.append)
@@ -90,7 +90,7 @@ def test_tokens_are_heard_as_they_are_chosen(bundle: Bundle) -> None:
 
 
 def test_a_listener_that_has_heard_enough_ends_the_answer_and_the_next_one_is_whole(bundle: Bundle) -> None:
-    session = Session(bundle, backend=ScriptedBackend(bundle, lambda question, pixels: "Sea."))
+    session = Session(bundle, backend=ScriptedBackend(bundle, lambda question, pixels: "Sea."), grammar=False)
     session.look(np.zeros((SIZE, SIZE), np.float32))
 
     def enough(token: int) -> None:
@@ -103,8 +103,8 @@ def test_a_listener_that_has_heard_enough_ends_the_answer_and_the_next_one_is_wh
 
 def test_closing_a_session_closes_a_backend_that_can_be_closed(bundle: Bundle) -> None:
     backend = ScriptedBackend(bundle, lambda question, pixels: "")
-    Session(bundle, backend=backend).close()  # nothing to close
+    Session(bundle, backend=backend, grammar=False).close()  # nothing to close
     closed: list[bool] = []
     backend.close = lambda: closed.append(True)  # type: ignore[attr-defined]
-    Session(bundle, backend=backend).close()
+    Session(bundle, backend=backend, grammar=False).close()
     assert closed == [True]

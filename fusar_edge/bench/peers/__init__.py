@@ -5,6 +5,7 @@ set beside ours: `tile` (all of a tile) or `decode` (tokens per second alone).
 """
 
 PEERS = {
+    "ours-grammar": "fusar_edge.bench.peer:OursWithGrammar",
     "hf-eager": "fusar_edge.bench.peers.hugging_face:EagerPeer",
     "hf-compile": "fusar_edge.bench.peers.hugging_face:CompiledPeer",
     "ort-loop": "fusar_edge.bench.peers.ort_loop:OrtLoopPeer",

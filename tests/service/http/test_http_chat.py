@@ -341,7 +341,7 @@ def test_what_never_became_a_character_ends_the_stream(
     def cut(question: str, most: int, on_token: Callable[[int], None]) -> Generation:
         for token in ids:
             on_token(token)
-        return Generation(ids, (0.0,) * len(ids), "max_new_tokens", 1.0, 1.0)
+        return Generation(ids, (0.0,) * len(ids), "max_new_tokens", 1.0, 1.0, len(ids) - 1)
 
     monkeypatch.setattr(session, "ask_ids", cut)
     asked: dict[str, Any] = {"model": MODEL, "messages": messages()}

@@ -136,7 +136,9 @@ def fake_pipeline(
     make = backend if callable(backend) else (lambda: backend)
     model = ModelSettings(workers=more.pop("workers", 1), threads=1, **more.pop("model", {}))
     triage = TriageSettings(mode=more.pop("triage", "nodata"))
-    return Pipeline(bundle, journal, model, triage, open_session=lambda: Session(bundle, backend=make()), **more)
+    return Pipeline(
+        bundle, journal, model, triage, open_session=lambda: Session(bundle, backend=make(), grammar=False), **more
+    )
 
 
 class Ended:

@@ -59,7 +59,7 @@ def test_the_stored_features_make_the_collection_that_interpret_makes(
 ) -> None:
     bundle = small_tiles(overlap_px=30)
     path = write_tiles(tmp_path / "s.tif", GREYS, nodata_at=(0, 0))
-    expected = interpret(bundle, [path], TASKS, session=Session(bundle, backend=FakeBackend(bundle)))
+    expected = interpret(bundle, [path], TASKS, session=Session(bundle, backend=FakeBackend(bundle), grammar=False))
     row = accept(journal, bundle, path, TASKS)
     pipeline = fake_pipeline(bundle, journal, FakeBackend(bundle))
     pipeline.start()
@@ -92,7 +92,7 @@ def test_anchors_take_part_as_in_interpret(
     table: Any = HalfTable(tmp_path)
     monkeypatch.setattr("fusar_edge.service.pipeline.pipeline._open_table", lambda bundle, model: table)
     path = write_tiles(tmp_path / "s.tif", GREYS)
-    session = Session(bundle, backend=FakeBackend(bundle))
+    session = Session(bundle, backend=FakeBackend(bundle), grammar=False)
     expected = interpret(bundle, [path], ("count",), anchors=table, session=session)
     row = accept(journal, bundle, path)
     pipeline = fake_pipeline(bundle, journal, FakeBackend(bundle))
