@@ -72,7 +72,11 @@ class OrtBackend:
 
 
 def open_ort(bundle: Bundle, threads: int = 0) -> OrtBackend:
-    return OrtBackend(bundle, threads)
+    if bundle.settings.fused is None:
+        return OrtBackend(bundle, threads)
+    from fusar_edge.runtime.ort_fused import FusedOrtBackend
+
+    return FusedOrtBackend(bundle, threads)
 
 
 def _open_session(bundle: Bundle, name: str, threads: int) -> Any:
