@@ -76,7 +76,7 @@ def plain_bundle(bundle: Bundle, folder: Path) -> Bundle:
     """The bundle with its plain decoder, as unsealed files in the new `folder`; itself where it is not fused."""
     if bundle.settings.fused is None:
         return bundle
-    kept_out = shutil.ignore_patterns(FILENAME, DECODER, PLAIN_DECODER)
+    kept_out = shutil.ignore_patterns(FILENAME, f"{DECODER}*", PLAIN_DECODER)
     shutil.copytree(bundle.folder, folder, ignore=kept_out)
     save_graph(plain_decoder(bundle), folder / DECODER)
     return dataclasses.replace(bundle, folder=folder, settings=msgspec.structs.replace(bundle.settings, fused=None))

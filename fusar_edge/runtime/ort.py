@@ -41,7 +41,7 @@ class OrtBackend:
         tokens: Floats = self._vision.run(["visual_tokens"], feed)[0]
         return tokens
 
-    def new_cache(self, capacity: int) -> KvCache:
+    def new_cache(self, capacity: int) -> Cache:
         s = self.settings
         return KvCache(capacity, (s.layers, 2, 1, s.kv_heads, s.head_dim), self._dtypes["past"])
 

@@ -51,7 +51,7 @@ class FusedOrtBackend(OrtBackend):
         self._axes = np.repeat(np.arange(3), facts.sections)
         self._frequencies = np.array(facts.frequencies, np.float32)
 
-    def new_cache(self, capacity: int) -> FusedCache:  # type: ignore[override]
+    def new_cache(self, capacity: int) -> FusedCache:
         cache = FusedCache(capacity, self.settings, self._decoder.io_binding())
         bound(cache.binding.bind_output, "logits", self._logits)
         bound(cache.binding.bind_output, "next_ids", self._next_ids)

@@ -24,6 +24,7 @@ from fusar_edge.errors import GateError, InputError, RecipeError
 from fusar_edge.recipes import load_recipe
 from fusar_edge.runtime.backend import Backend, Cache, open_backend
 from fusar_edge.runtime.bundle import Bundle, FusedFacts, open_bundle
+from fusar_edge.runtime.ort_fused import FusedCache
 from fusar_edge.runtime.session import Session
 from fusar_edge.specs import EngineSpec
 
@@ -98,6 +99,19 @@ def test_what_was_truncated_leaves_no_trace(bundles: dict[str, Bundle]) -> None:
     step(backend, cache, 70, seed=9)
     cache.truncate(50)
     np.testing.assert_array_equal(step(backend, cache, 1), before)
+
+
+def test_rows_that_are_not_in_use_are_never_read(bundles: dict[str, Bundle]) -> None:
+    backend = open_backend(bundles["int8"], 1)
+    said = []
+    for filling in (0.0, np.nan):
+        cache = backend.new_cache(128)
+        assert isinstance(cache, FusedCache)
+        for rows in (cache.buffer, cache.cos, cache.sin):
+            rows[...] = filling
+        said.append([step(backend, cache, tokens) for tokens in (50, 1, 9)])
+    np.testing.assert_array_equal(*said)
+    assert np.isfinite(said).all()
 
 
 def test_two_caches_of_one_backend_do_not_mix(bundles: dict[str, Bundle]) -> None:
