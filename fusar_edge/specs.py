@@ -227,6 +227,9 @@ class EngineSpec(_Spec, frozen=True):
     cuda_graphs: Annotated[int, Meta(ge=0, le=1024)] = 0
     """Lengths of the cache for which the decode step is kept as a CUDA graph, each with an execution context; 0: none.
     It needs cuda-python and TensorRT 10 or later. What it gains was never measured."""
+    decoder: Literal["plain", "fused"] = "plain"
+    """Engine onnxruntime. plain: as exported, the CPU twin of a TensorRT plan. fused: rewritten in ONNX Runtime's own
+    operators (fusar_edge.engines.fused); measured on x86-64 alone."""
     latency_goal_ms: Annotated[float, Meta(gt=0)] | None = None
     """Goal, p90: one tile looked at and one question answered in 8 tokens. None was ever measured on a GPU."""
     hardware: HardwareSpec | None = None
@@ -236,6 +239,8 @@ class EngineSpec(_Spec, frozen=True):
             raise ValueError('engine = "tensorrt" needs `compute_capability`, such as "8.7", and [hardware]')
         if self.engine == "onnxruntime" and self.compute_capability:
             raise ValueError('engine = "onnxruntime" runs on the processor: leave `compute_capability` out')
+        if self.engine == "tensorrt" and self.decoder == "fused":
+            raise ValueError('decoder = "fused" is for ONNX Runtime: leave it out, TensorRT fuses the graph itself')
         if self.hardware and self.memory_mib > self.hardware.memory_mib:
             raise ValueError(
                 f"memory_mib {self.memory_mib} is more than the device has: hardware.memory_mib is "

@@ -82,6 +82,7 @@ def test_the_wheel_carries_code_recipes_and_the_default_bundle(wheel_names: list
         "fusar_edge/_bundles/default/decoder.onnx",
         "fusar_edge/service/page/index.html",
         "fusar_edge/service/page/vendor/maplibre-gl.mjs",
+        "fusar_edge/_bundles/default/decoder.plain.onnx",
     ):
         assert name in wheel_names
 

@@ -61,7 +61,7 @@ class Roofline(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
 def roofline(bundle: Bundle, observations: Iterable[Observation], device: str) -> Roofline:
     """Vision, prefix and one decoded token of the scenario `single`, or of the first that ran."""
-    from fusar_edge.engines.memory import weight_format
+    from fusar_edge.engines.memory import fused_format, weight_format
     from fusar_edge.engines.roofline import Work, arithmetic_of, decoder_work, vision_work
     from fusar_edge.engines.shapes import shape_from_recipe
     from fusar_edge.recipes import load_recipe
@@ -76,14 +76,15 @@ def roofline(bundle: Bundle, observations: Iterable[Observation], device: str) -
     graphs = bundle.manifest.figures.get("graphs", {})
     kept = [layer for graph in graphs.values() if isinstance(graph, dict) for layer in graph.get("kept", {})]
     weights = weight_format(settings.precision, kept)
+    decoder = weights if settings.fused is None else fused_format(weights)
     kinds = arithmetic_of(weights)
     half = settings.plan is not None and settings.plan.kv_dtype == "float16"
     number = 2 if half else 4
     prefix = settings.cells**2 + 20
     stages: dict[str, tuple[str, Work]] = {
         "vision": ("vision", vision_work(shape, weights, kinds)),
-        "prefix": ("prefix", decoder_work(shape, weights, kinds, prefix, 0, number)),
-        "tpot": ("one token", decoder_work(shape, weights, kinds, 1, prefix + 40, number)),
+        "prefix": ("prefix", decoder_work(shape, decoder, kinds, prefix, 0, number)),
+        "tpot": ("one token", decoder_work(shape, decoder, kinds, 1, prefix + 40, number)),
     }
     chosen = list(observations)
     scenario = next((one.scenario for one in chosen if one.part == "vision" and not one.warm_up), "")

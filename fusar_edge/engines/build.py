@@ -9,7 +9,11 @@ from typing import Any
 
 import msgspec
 
+from fusar_edge.calib.compare import compared
 from fusar_edge.calib.graphs import GraphFolder, open_graphs
+from fusar_edge.calib.samples import SampleReader, split_samples
+from fusar_edge.data.triplets import read_triplets
+from fusar_edge.engines.fuse import compared_with_plain, fuse_decoder
 from fusar_edge.engines.plans import build_plans, check_memory, open_target
 from fusar_edge.engines.timing_cache import default_folder
 from fusar_edge.errors import InputError
@@ -48,9 +52,10 @@ def build(
 
     The engine that will run it opens it once before it is published. A TensorRT spec is built on its own device alone:
     DeviceError elsewhere, before anything is done; `timing_cache` is the folder of its timings, else the user's cache
-    folder. `data`: a manifest that training never saw, whose task metrics (of its first `images` images) go into the
-    bundle's manifest, with those of the FP32 folder `reference` beside them. Raises InputError for a folder that does
-    not fit the spec.
+    folder. decoder = "fused" in the spec has the decoder rewritten for ONNX Runtime: GateError where it then says
+    something else. `data`: a manifest that training never saw, whose task metrics (of its first `images` images) go
+    into the bundle's manifest, with those of the FP32 folder `reference` beside them. Raises InputError for a folder
+    that does not fit the spec.
     """
     spec, text = load_recipe("engines", spec_name, EngineSpec)
     check_output(out, force)
@@ -59,7 +64,7 @@ def build(
     target = open_target(spec) if spec.engine == TENSORRT else None
     graphs = open_graphs(onnx_dir)
     settings = bundle_settings(graphs, spec, None if target is None else target.plan_facts(spec))
-    compared = [] if reference is None else [open_graphs(reference, stages=("export",)).bundle()]
+    references = [] if reference is None else [open_graphs(reference, stages=("export",)).bundle()]
     if target is not None:
         verify_files(graphs.path, graphs.manifest)
         check_memory(spec, graphs, target.facts)
@@ -70,9 +75,13 @@ def build(
         if target is not None:
             folder = timing_cache or default_folder()
             figures["plans"] = build_plans(target, graphs, settings, spec, work, folder, progress)
+        if spec.decoder == "fused":
+            settings = fuse_decoder(graphs, settings, work)
         bundle = dataclasses.replace(graphs.bundle(work), settings=settings)
+        if spec.decoder == "fused":
+            figures |= _fused_figures(bundle, graphs, references, spec, data)
         if data is not None:
-            figures["tasks"] = _task_figures([bundle, *compared], spec, data, images, progress)
+            figures["tasks"] = _task_figures([bundle, *references], spec, data, images, progress)
         (work / PROJECTOR).unlink(missing_ok=True)  # what per-image vectors are measured through, not deployed
         manifest = seal_bundle(
             work,
@@ -86,6 +95,21 @@ def build(
         if data is None:
             open_backend(bundle, spec.threads)
     return manifest
+
+
+def _fused_figures(
+    bundle: Bundle, graphs: GraphFolder, references: list[Bundle], spec: EngineSpec, data: Path | None
+) -> dict[str, Any]:
+    """What `calibrate` measured on the plain decoder, measured again on the one that is shipped."""
+    made, reader = open_backend(bundle, spec.threads), SampleReader(graphs)
+    figures: dict[str, Any] = {
+        "fused_vs_plain": compared_with_plain(made, open_backend(graphs.bundle(), spec.threads), reader)
+    }
+    if data is not None and bundle.settings.precision == "int8":
+        held_out = split_samples(read_triplets(data), 1, 0)[1]
+        for reference in references:
+            figures["int8_vs_fp32"] = compared(made, open_backend(reference, spec.threads), reader, held_out)
+    return figures
 
 
 def _task_figures(

@@ -10,9 +10,10 @@ TensorRT does is not known: see Plan.risk.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
+from fusar_edge.engines.fused import BLOCK
 from fusar_edge.engines.shapes import Linear, ModelShape, decoder_linears, vision_linears
 from fusar_edge.specs import EngineSpec
 
@@ -63,6 +64,11 @@ def weight_format(precision: str, keep: Iterable[str]) -> WeightFormat:
     return WeightFormat(precision, 8.0 * rest, 0, rest, ("*",))
 
 
+def fused_format(weights: WeightFormat) -> WeightFormat:
+    """Of a fused decoder: no linear is kept out of INT8, and each block has a scale."""
+    return weights if "*" in weights.keep else replace(weights, bits=8 + 32 / BLOCK, channel_bytes=0, keep=())
+
+
 @dataclass(frozen=True)
 class Item:
     """One line of the memory table."""
@@ -104,7 +110,8 @@ class MemoryPlan:
 
 def plan_memory(shape: ModelShape, spec: EngineSpec, weights: WeightFormat) -> MemoryPlan:
     """Everything that lives in memory while tiles are interpreted."""
-    vision, decoder = vision_weights(shape, weights), decoder_weights(shape, weights)
+    decoder_format = fused_format(weights) if spec.decoder == "fused" else weights
+    vision, decoder = vision_weights(shape, weights), decoder_weights(shape, decoder_format)
     table = embedding_bytes(shape, weights)
     cache = shape.language.cache_values * spec.cache_tokens * (2 if spec.kv_dtype == "float16" else 4)
     anchors = f"baked, rank {shape.baked_rank}" if shape.baked_rank else "with TLM's MLP"

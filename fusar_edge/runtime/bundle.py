@@ -1,6 +1,7 @@
 """The bundle: one folder with all that a device needs to interpret scenes, every file sealed by its SHA-256.
 
     vision.onnx decoder.onnx      graphs (DESIGN section 3), for the engine `onnxruntime`
+    decoder.plain.onnx            where decoder.onnx is fused: the graph it was made of, without its weights
     vision.plan decoder.plan      what TensorRT built of them, for the engine `tensorrt`; graphs are not shipped then
     vision.layers.json ...        layers and kernels of each plan, for people
     tokenizer.json                Hugging Face `tokenizers` file
@@ -38,6 +39,7 @@ FORMAT = 1
 """Version of the folder; a reader refuses every other."""
 STAGE = "build"
 VISION, DECODER, TOKENIZER = "vision.onnx", "decoder.onnx", "tokenizer.json"
+PLAIN_DECODER = "decoder.plain.onnx"
 PROMPTS, RADIOMETRY = "prompts.json", "radiometry.json"
 PLANS = {VISION: "vision.plan", DECODER: "decoder.plan"}
 """Graph -> the plan that stands in its place in a bundle of the engine `tensorrt`."""
@@ -84,6 +86,15 @@ class PlanFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     """Lengths of the cache for which the decode step is kept as a CUDA graph; 0: none."""
 
 
+class FusedFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A decoder that was fused for ONNX Runtime (fusar_edge.engines.fused): the runtime keeps its rotary tables."""
+
+    sections: tuple[Count, Count, Count]
+    """How many frequencies turn by time, by row, by column: head_dim / 2 together."""
+    frequencies: Annotated[tuple[float, ...], msgspec.Meta(min_length=1)]
+    """Radians per position, [head_dim / 2]."""
+
+
 class BundleSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What the runtime must know about the graphs; checked against them when they are opened."""
 
@@ -124,10 +135,18 @@ class BundleSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """Which backend opens the graphs (fusar_edge.runtime.backend)."""
     plan: PlanFacts | None = None
     """Engine `tensorrt` only."""
+    fused: FusedFacts | None = None
+    """None: the decoder is the graph of DESIGN section 3."""
 
     def __post_init__(self) -> None:
         if (self.engine == TENSORRT) != (self.plan is not None):
             raise ValueError("`plan` belongs to the engine `tensorrt`, and to no other")
+        if self.fused is None:
+            return
+        if self.engine == TENSORRT:
+            raise ValueError("`fused` belongs to the engine `onnxruntime`, and to no other")
+        if not self.head_dim // 2 == sum(self.fused.sections) == len(self.fused.frequencies):
+            raise ValueError("`fused` needs head_dim / 2 frequencies, in three sections")
 
 
 def engine_files(engine: str) -> tuple[str, str]:

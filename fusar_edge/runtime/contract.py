@@ -11,7 +11,6 @@ Tensors = dict[str, Shape]
 
 def graph_contract(s: BundleSettings) -> dict[str, tuple[Tensors, Tensors]]:
     """Graph -> its inputs and its outputs."""
-    row: Shape = (None, s.layers, 2, None, s.kv_heads, s.head_dim)
     tokens: Shape = (None, s.cells**2, s.channels)
     return {
         VISION: (
@@ -23,14 +22,38 @@ def graph_contract(s: BundleSettings) -> dict[str, tuple[Tensors, Tensors]]:
             },
             {"visual_tokens": tokens},
         ),
-        DECODER: (
-            {
-                "input_ids": (None, None),
-                "visual_tokens": tokens,
-                "visual_index": (None, None),
-                "position_ids": (3, None, None),
-                "past": row,
-            },
-            {"logits": (None, s.vocab_size), "next_ids": (None,), "new": row},
-        ),
+        DECODER: _decoder(s, tokens) if s.fused is None else _fused(s, tokens),
     }
+
+
+def _decoder(s: BundleSettings, tokens: Shape) -> tuple[Tensors, Tensors]:
+    row: Shape = (None, s.layers, 2, None, s.kv_heads, s.head_dim)
+    return (
+        {
+            "input_ids": (None, None),
+            "visual_tokens": tokens,
+            "visual_index": (None, None),
+            "position_ids": (3, None, None),
+            "past": row,
+        },
+        {"logits": (None, s.vocab_size), "next_ids": (None,), "new": row},
+    )
+
+
+def _fused(s: BundleSettings, tokens: Shape) -> tuple[Tensors, Tensors]:
+    """A batch of one. Each `new_*` is bound to the memory of what it extends; the tables have a row for each token."""
+    buffers = [f"{kind}.{layer}" for layer in range(s.layers) for kind in ("keys", "values")]
+    buffer, table = (1, s.kv_heads, None, s.head_dim), (None, s.head_dim // 2)
+    return (
+        {
+            "input_ids": (1, None),
+            "visual_tokens": (1, *tokens[1:]),
+            "visual_index": (1, None),
+            "rows_in_use": (),  # the new tokens among them
+            "last_row": (1,),
+            "cos": table,
+            "sin": table,
+        }
+        | dict.fromkeys(buffers, buffer),
+        {"logits": (1, s.vocab_size), "next_ids": (1,)} | {f"new_{name}": buffer for name in buffers},
+    )

@@ -41,7 +41,7 @@ class OrtBackend:
         tokens: Floats = self._vision.run(["visual_tokens"], feed)[0]
         return tokens
 
-    def new_cache(self, capacity: int) -> KvCache:
+    def new_cache(self, capacity: int) -> Cache:
         s = self.settings
         return KvCache(capacity, (s.layers, 2, 1, s.kv_heads, s.head_dim), self._dtypes["past"])
 
@@ -72,7 +72,11 @@ class OrtBackend:
 
 
 def open_ort(bundle: Bundle, threads: int = 0) -> OrtBackend:
-    return OrtBackend(bundle, threads)
+    if bundle.settings.fused is None:
+        return OrtBackend(bundle, threads)
+    from fusar_edge.runtime.ort_fused import FusedOrtBackend
+
+    return FusedOrtBackend(bundle, threads)
 
 
 def _open_session(bundle: Bundle, name: str, threads: int) -> Any:

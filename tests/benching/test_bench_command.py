@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -191,6 +192,15 @@ def test_the_roofline_stands_on_the_device_s_limits_where_the_board_is_known(ran
     assert all(point.least_ms < point.ms for point in points.values())  # no Orin ran it
     assert result.roofline.limits is not None
     assert "measured here" in result.roofline.limits.source
+
+
+def test_a_token_of_a_fused_decoder_moves_fewer_bytes(ran: tuple[Path, BenchResult]) -> None:
+    bundle, observations = default_session().bundle, read_observations(ran[0])
+    plain = replace(bundle, settings=msgspec.structs.replace(bundle.settings, fused=None))
+    points = {p.stage: p.gb for p in roofline(bundle, observations, "").points}
+    before = {p.stage: p.gb for p in roofline(plain, observations, "").points}
+    assert points["vision"] == before["vision"]
+    assert points["one token"] < 0.8 * before["one token"]  # no linear of it is kept in float
 
 
 def test_a_model_that_no_recipe_names_has_no_roofline(ran: tuple[Path, BenchResult]) -> None:

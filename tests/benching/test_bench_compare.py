@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from bench_parts import default_session, small_workload
 
 from fusar_edge.bench import compare as module
 from fusar_edge.bench.compare import LEAST_PAIRS, Comparison, compare
-from fusar_edge.bench.hands import Elsewhere, Tile, Told, tiles_of
+from fusar_edge.bench.hands import Elsewhere, Tile, Told, _peak_mib, tiles_of
 from fusar_edge.bench.observations import Observation, ObservationWriter
 from fusar_edge.bench.peer import OURS, Ours, PeerAnswer, make_peer
 from fusar_edge.errors import BundleError, EdgeError, InputError
@@ -183,3 +184,12 @@ def test_observations_of_candidates_carry_their_name(
     kinds = {(one.scenario, one.candidate) for one in writer.observations}
     assert kinds == {("compare", OURS), ("compare", "b")}
     assert all(isinstance(one, Observation) and one.tokens == 5 for one in writer.observations if one.part == "decode")
+
+
+def test_what_the_parent_holds_is_not_a_candidate_s_memory() -> None:
+    if not Path("/proc/self/status").is_file():
+        pytest.skip("this system has no /proc")
+    held = np.ones(300 << 17)  # 300 MiB
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert 5 < pool.apply(_peak_mib) < 250
+    assert _peak_mib() > held.nbytes / 2**20

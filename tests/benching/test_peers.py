@@ -167,7 +167,7 @@ def test_a_bundle_of_plans_is_refused_with_what_to_do(bundle: Bundle, tmp_path: 
         tensorrt="10.16.1.11", compute_capability="8.7", gpu="Orin", prefill_tokens=512, vision_batch=1,
         kv_dtype="float16",
     )  # fmt: skip
-    settings = msgspec.structs.replace(bundle.settings, engine=TENSORRT, plan=facts)
+    settings = msgspec.structs.replace(bundle.settings, engine=TENSORRT, plan=facts, fused=None)
     plans = Bundle(bundle.folder, settings, bundle.prompts, bundle.radiometry, bundle.manifest, bundle.sha256)
     with pytest.raises(BundleError, match="the bundle for onnxruntime"):
         fp32_models(plans)

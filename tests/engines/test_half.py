@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from fusar_edge.engines.half import HalfReport, half_file, half_graph
+from fusar_edge.engines.plain_twin import plain_bundle
 from fusar_edge.errors import GateError
 from fusar_edge.runtime.bundle import BundleSettings, open_bundle
 
@@ -22,7 +23,8 @@ Feed = dict[str, np.ndarray]
 @pytest.fixture(scope="module")
 def shipped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, BundleSettings, dict[str, HalfReport]]:
     """The default bundle's INT8 graphs, and their half copies."""
-    bundle, out = open_bundle("default"), tmp_path_factory.mktemp("half")
+    out = tmp_path_factory.mktemp("half")
+    bundle = plain_bundle(open_bundle("default"), tmp_path_factory.mktemp("plain") / "bundle")
     reports = {name: half_file(bundle.file(name), out / name) for name in ("vision.onnx", "decoder.onnx")}
     return bundle.folder, out, bundle.settings, reports
 

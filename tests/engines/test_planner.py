@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -15,16 +18,18 @@ from fusar_edge import cli
 from fusar_edge.calib.graphs import GraphFolder
 from fusar_edge.engines import planner
 from fusar_edge.engines.memory import MIB, plan_memory, weight_format
+from fusar_edge.engines.plain_twin import plain_bundle
 from fusar_edge.engines.planner import Plan, plan, plan_graphs, plan_shape, require_fit, require_room, what_fits
 from fusar_edge.engines.shapes import ModelShape, decoder_linears, shape_from_recipe, tower_from_spec, vision_linears
 from fusar_edge.errors import DeviceError, RecipeError
 from fusar_edge.manifest import Manifest, read_manifest
 from fusar_edge.recipes import load_recipe
-from fusar_edge.runtime.bundle import DEFAULT, BundleSettings
+from fusar_edge.runtime.bundle import DEFAULT, open_bundle
 from fusar_edge.runtime.cache import KvCache
 from fusar_edge.sar.radiometry import DEFAULT_RADIOMETRY
 from fusar_edge.specs import CalibRecipe, EngineSpec, ModelRecipe, VisionSpec
 
+_FOLDER = tempfile.TemporaryDirectory(prefix="fusar-edge-tests-")
 KEEP = load_recipe("calib", "w8a8-percentile", CalibRecipe)[0].keep
 
 
@@ -36,11 +41,11 @@ def spec_of(name: str, **changes: object) -> EngineSpec:
     return msgspec.structs.replace(load_recipe("engines", name, EngineSpec)[0], **changes)
 
 
+@functools.cache
 def default_graphs() -> GraphFolder:
     """The default bundle's graphs as `calibrate` leaves them."""
-    manifest = default_manifest()
-    settings = msgspec.convert(manifest.settings, BundleSettings)
-    return GraphFolder(DEFAULT, manifest, settings, DEFAULT_RADIOMETRY)
+    plain = plain_bundle(open_bundle("default"), Path(_FOLDER.name) / "graphs")
+    return GraphFolder(plain.folder, default_manifest(), plain.settings, DEFAULT_RADIOMETRY)
 
 
 def default_manifest() -> Manifest:
@@ -228,10 +233,11 @@ def test_an_unknown_precision_is_refused() -> None:
 
 
 def test_graphs_at_hand_are_planned_with_their_files_sizes() -> None:
-    planned = plan_graphs(default_graphs(), spec_of("jetson-orin-nano-8gb", precision="int8", kv_dtype="float32"))
+    graphs = default_graphs()
+    planned = plan_graphs(graphs, spec_of("jetson-orin-nano-8gb", precision="int8", kv_dtype="float32"))
     assert planned is not None
     weights = ("vision weights", "decoder weights", "embedding")
-    files = sum((DEFAULT / name).stat().st_size for name in ("vision.onnx", "decoder.onnx"))
+    files = sum((graphs.path / name).stat().st_size for name in ("vision.onnx", "decoder.onnx"))
     assert sum(map(planned.memory.bytes_of, weights)) == files
     assert planned.memory.needed == pytest.approx(
         plan("jetson-orin-nano-8gb", "fusar-tiny", precision="int8").memory.needed, rel=0.02

@@ -16,6 +16,7 @@ from fake_tensorrt import FakeTensorrt, write_plan, write_trt_bundle
 from fakes import CELLS, END, IMAGE, SIZE, write_fake_bundle
 
 from fusar_edge.data.tasks import canonical_prompt
+from fusar_edge.engines.plain_twin import plain_bundle
 from fusar_edge.engines.profiles import decoder_profiles
 from fusar_edge.errors import BundleError, DeviceError, InputError
 from fusar_edge.runtime import trt as trt_module
@@ -503,7 +504,7 @@ def test_without_a_driver_the_machine_is_told_what_it_lacks(bundle: Bundle) -> N
 def test_the_default_bundle_answers_alike_on_both_backends(tmp_path: Path) -> None:
     if not (DEFAULT / "manifest.json").is_file():
         pytest.skip("this checkout holds no default bundle")
-    plain = open_bundle("default")
+    plain = plain_bundle(open_bundle("default"), tmp_path / "plain")
     planned = write_trt_bundle(tmp_path / "b", plain, 512)
     size = plain.settings.image_size
     images = np.random.default_rng(0).random((2, size, size), np.float32)

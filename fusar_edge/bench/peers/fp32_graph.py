@@ -17,11 +17,16 @@ if TYPE_CHECKING:
 
 
 def fp32_model(path: Path) -> ModelProto:
-    """Read a graph; INT8 weights are dequantised, Q/DQ pairs of activations go, FP16 tables become FP32."""
+    import onnx
+
+    return fp32_from(onnx.load(path))
+
+
+def fp32_from(model: ModelProto) -> ModelProto:
+    """In place: INT8 weights are dequantised, Q/DQ pairs of activations go, FP16 tables become FP32."""
     import onnx
     from onnx import numpy_helper
 
-    model = onnx.load(path)
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     passed: dict[str, str] = {}  # output of a node that goes -> what is read instead
     kept = []
@@ -67,7 +72,9 @@ def fp32_models(bundle: Bundle) -> tuple[ModelProto, ModelProto]:
             f"{bundle.folder} holds TensorRT plans, whose weights cannot be read back: compare with the bundle for "
             "onnxruntime that was built from the same graphs"
         )
-    return fp32_model(bundle.file(VISION)), fp32_model(bundle.file(DECODER))
+    from fusar_edge.engines.plain_twin import plain_decoder
+
+    return fp32_model(bundle.file(VISION)), fp32_from(plain_decoder(bundle))
 
 
 def fp32_folder(bundle: Bundle, work: Path) -> Path:

@@ -120,4 +120,7 @@ class OrtLoopInt8Peer(OrtLoopPeer):
         if bundle.settings.engine == TENSORRT:
             raise BundleError(f"{bundle.folder} holds TensorRT plans; {self.name} runs a bundle for onnxruntime")
         self.precision = bundle.settings.precision
-        return bundle.folder
+        from fusar_edge.engines.plain_twin import plain_bundle
+
+        folder = work / f"plain-{bundle.sha256[:16]}"
+        return folder if folder.is_dir() else plain_bundle(bundle, folder).folder
