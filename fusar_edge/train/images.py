@@ -87,6 +87,10 @@ def _cached_pixels(
 # Changes of view ----------------------------------------------------------------------------------------------------
 
 
+SLIVER = 0.02
+"""A target of which a view shows a smaller share of its area is not in it."""
+
+
 @dataclass(frozen=True)
 class View:
     """Crop (x0, y0, side, in 0..1), then mirror, then quarter turns counter-clockwise."""
@@ -125,9 +129,9 @@ class View:
         return Target((float(x1), float(y1), float(x2), float(y2)), target.label)
 
     def truth(self, truth: Truth) -> Truth:
-        """The targets as seen in the view; `fields` and `sentence` hold for the plain view only."""
-        targets = (self.target(t) for t in truth.targets)
-        return msgspec.structs.replace(truth, targets=tuple(t for t in targets if clipped(t.box)))
+        """The targets as seen in the view, without slivers; `fields` and `sentence` hold for the plain view only."""
+        targets = tuple(self.target(t) for t in truth.targets if _shown(t.box, self) >= SLIVER)
+        return msgspec.structs.replace(truth, targets=targets)
 
 
 def _shown(box: tuple[float, float, float, float], view: View) -> float:
@@ -146,7 +150,7 @@ def random_view(rng: np.random.Generator, truth: Truth | None, zoom: float = 0.6
             side = float(rng.uniform(zoom, 1.0))
             view = View(float(rng.uniform(0, 1 - side)), float(rng.uniform(0, 1 - side)), side, **turn)  # type: ignore[arg-type]
             shares = [_shown(t.box, view) for t in truth.targets] if truth else []
-            if all(s < 0.02 or s > 0.7 for s in shares):
+            if all(s < SLIVER or s > 0.7 for s in shares):
                 return view
     return View(**turn)  # type: ignore[arg-type]
 
