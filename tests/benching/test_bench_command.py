@@ -152,7 +152,7 @@ def test_the_first_word_after_bench_is_the_bundle(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"scenarios": ("server",)}, "--scenario server: allowed are single, multi, offline, live"),
-        ({"against": ("vllm",)}, "--against vllm: allowed are hf-eager"),
+        ({"against": ("vllm",)}, "--against vllm: allowed are ours-grammar, hf-eager"),
         ({"power": "none.log"}, "--power none.log: allowed are auto"),
     ],
 )

@@ -101,7 +101,7 @@ def test_every_detect_answer_is_in_its_grammar(
     writing = grammars.begin(answer_grammar("detect", "", label if known else None, SIZE), SIZE)
     forced, may_end = written(writing, tokenizer.encode_plain(text))
     assert may_end
-    assert not found or forced >= 15 * len(found)
+    assert forced >= 12 * len(found), "most of what is around the numbers leaves no choice"
 
 
 @settings(max_examples=30, deadline=None)

@@ -84,7 +84,7 @@ class Connection:
             info = self._client.publish(topic, message.payload, qos=1, properties=_properties(message))
             waiting[info.mid] = message.key
             if info.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
-                self.give_up(paho.error_string(info.rc))
+                self.give_up(f"the MQTT broker has gone: {paho.error_string(info.rc)}")
             if not self._await(self._window - 1, waiting, sent, refused, stalled_s):
                 break
         self._await(0, waiting, sent, refused, stalled_s)
