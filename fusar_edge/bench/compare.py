@@ -21,9 +21,13 @@ from fusar_edge.bench.samples import Interval, quantile_interval, ratio_interval
 from fusar_edge.runtime.bundle import Bundle
 
 SCENARIO = "compare"
+ANSWERS = "answers.jsonl"
+"""What each candidate said of each tile: one JSON line each, with tokens and texts."""
 SETTLE_S = 0.05
 """Before a candidate works: thread pools of the last one spin for some milliseconds after their work."""
 LEAST_PAIRS = 12
+LEAST_ROUNDS = 3
+"""Intervals of ratios are over rounds."""
 SHARE = 0.03
 """Half width of a ratio's interval over the ratio, at which it is narrow enough."""
 REFERENCES = ("hf-eager", "ort-loop")
@@ -82,8 +86,12 @@ def compare(
     seed: int = 0,
     progress: Progress | None = None,
     open_hand: Callable[[str], Hand] | None = None,
+    answers: Path | None = None,
 ) -> Comparison:
-    """Ours and `against`, in turns. `open_hand`: where candidates run (tests: in this process)."""
+    """Ours and `against`, in turns; what was said goes to the file `answers`.
+
+    `open_hand`: where candidates run (tests: in this process).
+    """
     hands: list[Hand] = []
     make = open_hand or (lambda name: Elsewhere(name, bundle, tiles, threads, work))
     try:
@@ -91,7 +99,10 @@ def compare(
             if progress:
                 progress(0, LEAST_PAIRS, f"opening {name}")
             hands.append(make(name))
-        return _in_turns(hands, len(tiles), writer, threads, seconds, seed, progress)
+        made = _in_turns(hands, len(tiles), writer, threads, seconds, seed, progress)
+        if answers is not None:
+            _write_answers(answers, [hand.told for hand in hands])
+        return made
     finally:
         for hand in hands:
             hand.close()
@@ -108,7 +119,7 @@ def _in_turns(
 ) -> Comparison:
     random = np.random.default_rng(seed)
     for hand in hands:
-        for tile in range(min(tiles, 2)):
+        for tile in range(tiles):
             writer.add(_observations(hand.told.name, tile, hand.answer(tile), warm_up=True))
     start, rounds = time.perf_counter(), 0
     while True:
@@ -123,8 +134,19 @@ def _in_turns(
         made = _comparison([hand.told for hand in hands], rounds, tiles, time.perf_counter() - start, threads)
         if progress:
             progress(made.pairs, max(LEAST_PAIRS, made.pairs), "comparing")
-        if made.pairs >= LEAST_PAIRS and (made.met or made.seconds >= seconds):
+        enough = made.pairs >= LEAST_PAIRS and rounds >= LEAST_ROUNDS
+        if enough and (made.met or made.seconds >= seconds):
             return made
+
+
+def _write_answers(path: Path, told: Sequence[Told]) -> None:
+    """Greedy answers repeat: the first of a tile is kept."""
+    rows = [
+        {"candidate": one.name, "tile": tile, "ids": answer.ids, "texts": answer.texts}
+        for one in told
+        for tile, answer in dict(reversed(one.answers)).items()
+    ]
+    path.write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
 
 
 def _observations(name: str, tile: int, answer: PeerAnswer, warm_up: bool = False) -> list[Observation]:
@@ -147,7 +169,7 @@ def _observations(name: str, tile: int, answer: PeerAnswer, warm_up: bool = Fals
 def _comparison(told: Sequence[Told], rounds: int, tiles: int, seconds: float, threads: int) -> Comparison:
     ours = told[0]
     reference = next((one for name in REFERENCES for one in told if one.name == name), None)
-    rows = [_row(one, ours, reference) for one in told]
+    rows = [_row(one, ours, reference, tiles) for one in told]
     ratios = [ratio for row in rows for ratio in (row.tile_ratio, row.token_ratio) if ratio is not None]
     return Comparison(
         candidates=tuple(rows),
@@ -161,12 +183,13 @@ def _comparison(told: Sequence[Told], rounds: int, tiles: int, seconds: float, t
     )
 
 
-def _row(one: Told, ours: Told, reference: Told | None) -> Candidate:
+def _row(one: Told, ours: Told, reference: Told | None, tiles: int) -> Candidate:
     whole = one.compared == "tile"
     mine, his = [a.ms["tile"] for _, a in ours.answers], [a.ms.get("tile", 0.0) for _, a in one.answers]
     pairs = [(_token_ms(a), _token_ms(b)) for (_, a), (_, b) in zip(one.answers, ours.answers, strict=True)]
-    tokens = [(a, b) for a, b in pairs if a and b]
-    agree, same = _agreement(one, reference) if reference and whole else (None, None)
+    rounds = [place // tiles for place in range(len(pairs))]
+    tokens = [(a, b, r) for (a, b), r in zip(pairs, rounds, strict=True) if a and b]
+    agree, same = _agreement(one, reference) if reference else (None, None)
     names = dict.fromkeys(name for _, answer in one.answers for name in answer.ms)
     return Candidate(
         name=one.name,
@@ -174,9 +197,9 @@ def _row(one: Told, ours: Told, reference: Told | None) -> Candidate:
         compared=one.compared,
         memory_mib=one.memory_mib,
         tile_ms=quantile_interval(his, 0.5) if whole else None,
-        tile_ratio=ratio_interval(his, mine) if whole and one is not ours else None,
+        tile_ratio=ratio_interval(his, mine, rounds) if whole and one is not ours else None,
         parts_ms={name: float(np.median([a.ms[name] for _, a in one.answers if name in a.ms])) for name in names},
-        token_ms=quantile_interval([a for a, _ in tokens], 0.5) if tokens else None,
+        token_ms=quantile_interval([a for a, _, _ in tokens], 0.5) if tokens else None,
         token_ratio=ratio_interval(*zip(*tokens, strict=True)) if tokens and one is not ours else None,
         tokens=sum(answer.decode_tokens for _, answer in one.answers),
         tokens_agree=agree,

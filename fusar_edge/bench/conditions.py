@@ -18,7 +18,15 @@ from typing import Any
 import msgspec
 
 from fusar_edge import __version__
-from fusar_edge.bench.machine import first_line, first_number, gpus, hypervisor, power_mode, processor_name
+from fusar_edge.bench.machine import (
+    first_line,
+    first_number,
+    gpus,
+    hypervisor,
+    peak_memory_mib,
+    power_mode,
+    processor_name,
+)
 from fusar_edge.errors import MissingExtraError
 from fusar_edge.manifest import package_versions
 from fusar_edge.runtime.bundle import Bundle
@@ -33,8 +41,14 @@ CLOCK_SPREAD = 0.10
 """Largest minus smallest over largest clock of a processor during the run."""
 HOT_C = 90.0
 """Hotter parts are throttled on every device of engines/, sooner or later."""
+GPU_NODE = re.compile(r"gpu|gv11b|ga10b|gb10b|gp10b|gm20b")
+"""Of a Jetson's GPU below /sys/class/devfreq, by release: 17000000.ga10b, 17000000.gpu, gpu-gpc-0."""
 PLAUSIBLE_C = (-60.0, 150.0)
 STEADY_GOVERNORS = ("performance",)
+PACKAGES = (
+    "numpy", "onnxruntime", "onnxruntime-gpu", "rasterio", "tokenizers", "llguidance", "tensorrt",
+    "torch", "transformers", "optimum", "onnx", "llama-cpp-python", "gguf",
+)  # fmt: skip
 
 
 class Conditions(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -68,6 +82,8 @@ class Conditions(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     governors: tuple[str, ...] = ()
     clock_mhz: tuple[float, float] | None = None
     """Lowest and highest clock of any processor during the run."""
+    gpu_clock_mhz: tuple[float, float] | None = None
+    """Lowest and highest clock of a Jetson's GPU during the run."""
     temperature_c: tuple[float, float] | None = None
     """Hottest part, at the start and at most."""
     throttle_events: int | None = None
@@ -94,7 +110,7 @@ class ConditionsWatch:
         self._root, self._bundle, self._threads = root, bundle, threads
         self._clocks: list[float] = []
         self._temperatures: list[float] = []
-        self._peak = 0
+        self._gpu_clocks: list[float] = []
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._poll, name="conditions", daemon=True)
 
@@ -134,7 +150,7 @@ class ConditionsWatch:
             jetson_linux=first_line(self._root / "etc/nv_tegra_release"),
             virtual=hypervisor(self._root),
             python=platform.python_version(),
-            packages=package_versions("numpy", "onnxruntime", "onnxruntime-gpu", "rasterio", "tensorrt", "torch"),
+            packages=package_versions(*PACKAGES),
             gpus=gpus(),
             bundle={
                 "name": settings.name,
@@ -146,12 +162,13 @@ class ConditionsWatch:
             power_mode=power_mode(self._root),
             governors=tuple(sorted({first_line(path) for path in self._files("cpufreq/scaling_governor")} - {""})),
             clock_mhz=(min(self._clocks), max(self._clocks)) if self._clocks else None,
+            gpu_clock_mhz=(min(self._gpu_clocks), max(self._gpu_clocks)) if self._gpu_clocks else None,
             temperature_c=(self._temperatures[0], max(self._temperatures)) if self._temperatures else None,
             throttle_events=None if events is None or self._events is None else events - self._events,
             others_share=shares[0],
             stolen_share=shares[1],
             limited_ms=None if limited is None or self._limited is None else (limited - self._limited) / 1e3,
-            peak_memory_mib=self._peak / 2**20,
+            peak_memory_mib=peak_memory_mib() or None,
         )
         found.reasons = (*reasons_against(found), *more_reasons)
         return found
@@ -169,7 +186,9 @@ class ConditionsWatch:
         celsius = [c for c in celsius if PLAUSIBLE_C[0] < c < PLAUSIBLE_C[1]]
         if celsius:
             self._temperatures.append(max(celsius))
-        self._peak = max(self._peak, self._psutil.Process().memory_info().rss)
+        for path in (self._root / "sys/class/devfreq").glob("*/cur_freq"):
+            if (GPU_NODE.search(path.parent.name)) and (hertz := first_number(path)) is not None:
+                self._gpu_clocks.append(hertz / 1e6)
 
     def _shares(self, now: Any, own_s: float) -> tuple[float | None, float | None]:
         """Shares of all processor time since the start: other processes, and the host."""
@@ -241,6 +260,16 @@ def reasons_against(c: Conditions) -> list[str]:
         found.append(f"{c.temperature_c[1]:.0f} C was reached: cool the device")
     if c.throttle_events is None:
         found.append("throttling unknown: this machine does not count it")
+    if not c.device and not c.processor:
+        found.append("device unknown: neither board nor processor has a name")
+    if jetson and not c.soc:
+        found.append("SoC unknown: the device tree names none")
+    if jetson and c.gpu_clock_mhz is None:
+        found.append("clocks of the GPU unknown")
+    elif c.gpu_clock_mhz is not None and c.gpu_clock_mhz[1] - c.gpu_clock_mhz[0] > CLOCK_SPREAD * c.gpu_clock_mhz[1]:
+        found.append(
+            f"clocks of the GPU moved between {c.gpu_clock_mhz[0]:.0f} and {c.gpu_clock_mhz[1]:.0f} MHz: fix them"
+        )
     if jetson and not c.power_mode:
         found.append("power mode unknown: nvpmodel does not answer")
     if c.virtual is None or c.virtual:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fusar_edge import errors
+from fusar_edge.bench.machine import peak_memory_mib
 from fusar_edge.bench.peer import Floats, Peer, PeerAnswer, Question, make_peer
 from fusar_edge.bench.workload import Workload
 from fusar_edge.errors import EdgeError
@@ -134,7 +134,7 @@ def _work(pipe: Connection, name: str, folder: Path, threads: int, work: Path) -
         while (index := pipe.recv()) is not None:
             tile = tiles[index]
             answer = peer.answer(tile.grey, tile.anchors, tile.positions, tile.questions)
-            pipe.send(("done", (answer, _peak_mib())))
+            pipe.send(("done", (answer, peak_memory_mib())))
     except (EOFError, KeyboardInterrupt):
         pass
     except EdgeError as problem:
@@ -144,20 +144,3 @@ def _work(pipe: Connection, name: str, folder: Path, threads: int, work: Path) -
     finally:
         if peer is not None:
             peer.close()
-
-
-def _peak_mib() -> float:
-    """Largest resident memory of this process; 0 where the system does not say.
-
-    Linux: VmHWM, which starts anew with the program; getrusage's peak is at least what the parent had.
-    """
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) / 1024
-    try:
-        import resource
-    except ImportError:
-        return 0.0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1024 if sys.platform != "darwin" else peak / 2**20

@@ -15,7 +15,7 @@ import numpy as np
 from fusar_edge.bench.observations import Observation
 from fusar_edge.bench.samples import Rule, quantile_interval
 from fusar_edge.bench.scenarios import Bench, Verdict, rounds, show
-from fusar_edge.bench.station import Station, arrivals, closed_loop
+from fusar_edge.bench.station import Station, arrivals, closed_loop, saturated
 
 LIVE_LOAD = 0.7
 """Arrivals over what can be done."""
@@ -52,21 +52,23 @@ def live_through_service(bench: Bench, rule: Rule, seed: int, station: Station) 
     """Latency is arrival -> the service's event that the scene is done; uploading and journal are in it."""
     warm = closed_loop(station, [tile % bench.tiles for tile in range(max(bench.tiles, 4))])
     bench.writer.add(_query(f"query {i}", ms, warm_up=True) for i, ms in enumerate(warm))
-    gap_s = float(np.mean(warm[len(warm) // 2 :])) / 1e3 / LIVE_LOAD
+    gap_s = saturated(station, [tile % bench.tiles for tile in range(max(2 * bench.tiles, 12))]) / LIVE_LOAD
     start, times, longest = time.perf_counter(), list[float](), 0
     coming, tiles = arrivals(gap_s, start, np.random.default_rng(seed)), rounds(bench.tiles, 1)
-    due, waiting, number = next(coming), dict[str, tuple[int, float]](), 0
+    due, waiting, number, ended = next(coming), dict[str, tuple[int, float]](), 0, False
     body = station.prepare(next(tiles)[0])
     while True:
-        finished = station.done(due - time.perf_counter()) if due > time.perf_counter() else station.done(0.0)
+        # Once it has ended nothing new comes; who still waits is waited for: left out, they would be the slow ones.
+        finished = station.done(1.0 if ended else max(due - time.perf_counter(), 0.0))
         if finished is not None and finished[0] in waiting:
             place, arrived = waiting.pop(finished[0])
             times.append((finished[1] - arrived) * 1e3)
             bench.writer.add([_query(f"query {place}", times[-1])])
             show(bench, "live", times, rule)
-        if rule.stop(times, time.perf_counter() - start):
+        if not waiting and ended:
             break
-        if time.perf_counter() >= due:
+        ended = ended or rule.stop(times, time.perf_counter() - start)
+        if not ended and time.perf_counter() >= due:
             waiting[station.submit(body, number)] = number, due
             number, due = number + 1, next(coming)
             longest = max(longest, len(waiting) - 1)

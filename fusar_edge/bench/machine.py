@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
+
+VIRTUAL_VENDORS = ("amazon ec2", "qemu", "google", "microsoft", "vmware", "innotek", "xen", "openstack", "parallels")
+"""System vendors in the firmware of virtual machines, lower case: processors of Arm have no flag for it."""
 
 
 def processor_name(root: Path) -> str:
@@ -29,7 +34,27 @@ def hypervisor(root: Path) -> str | None:
             )
     except OSError:
         return None
-    return ""
+    if first_line(root / "proc/device-tree/hypervisor/compatible"):
+        return first_line(root / "proc/device-tree/hypervisor/compatible")
+    vendor = first_line(root / "sys/class/dmi/id/sys_vendor")
+    return vendor if vendor.lower().startswith(VIRTUAL_VENDORS) else ""
+
+
+def peak_memory_mib() -> float:
+    """Largest resident memory of this process; 0 where the system does not say.
+
+    Linux: VmHWM, which starts anew with the program; getrusage's peak is at least what the parent had.
+    """
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    try:
+        import resource
+    except ImportError:
+        return 0.0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1024 if sys.platform != "darwin" else peak / 2**20
 
 
 def power_mode(root: Path) -> str:

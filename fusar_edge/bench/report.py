@@ -10,9 +10,10 @@ import msgspec
 
 from fusar_edge.bench import plots
 from fusar_edge.bench.observations import Observation, measured, read_observations
-from fusar_edge.bench.result import BenchResult, read_result
+from fusar_edge.bench.result import BenchResult, check_seal, read_result
 from fusar_edge.bench.table import (
     Row,
+    accuracy_line,
     accuracy_rows,
     comparison_line,
     comparison_rows,
@@ -39,11 +40,14 @@ dt{color:#4b5563}dd{margin:0;overflow-wrap:anywhere}
 """
 METHOD = """Times are wall time of one process (<code>time.perf_counter</code>). Quantiles: the sample's; their
 intervals are those of order statistics for as many independent observations as the run is worth (autocorrelation).
-Ratios and means: bootstrap, 2,000 draws. The warm-up, every tile once, is kept among the raw numbers and in no figure.
+Means: bootstrap, 2,000 draws; ratios: Student's t over rounds.
+The warm-up, every tile once, is kept among the raw numbers and in no figure.
 The raster's decoded blocks are dropped before each pass over the scene; the system's cache of the file is warm.
-<code>ttft</code> counts from the question: vision and prefix are the tile's, once for all its questions. Every number
-here follows from <code>observations.jsonl</code> (scenario, part, unit, ms, Unix time of its end),
-<code>power.jsonl</code> and <code>conditions.json</code> beside this file."""
+<code>ttft</code> counts from the question to the first token that the model chose: vision and prefix are the
+tile's, once for all its questions. Times follow from <code>observations.jsonl</code> (scenario, part, unit, ms, Unix
+time of its end), energy from those and <code>power.jsonl</code> (or <code>power.log</code>), agreement of candidates
+from <code>answers.jsonl</code>; conditions, memory, limits of the roofline and task metrics were asked of the machine
+and stand in <code>result.json</code>, all beside this file and sealed by <code>manifest.json</code>."""
 
 
 def html_from_run(folder: Path, result: BenchResult | None = None) -> str:
@@ -53,7 +57,8 @@ def html_from_run(folder: Path, result: BenchResult | None = None) -> str:
 
 
 def write_html(folder: Path, out: Path, *, force: bool = False) -> None:
-    """`fusar-edge bench report DIR --out report.html`."""
+    """`fusar-edge bench report DIR --out report.html`. InputError where a file of the folder was changed."""
+    check_seal(folder)
     text = html_from_run(folder)
     with output_file(out, force=force) as path:
         path.write_text(text, encoding="utf-8")
@@ -65,7 +70,7 @@ def html_from_result(result: BenchResult, observations: list[Observation]) -> st
         f"<h1>fusar-edge bench: {_e(result.conditions.bundle.get('name', ''))}</h1>",
         f'<p class="note">{_e(machine_line(result))}</p>',
         _status(result),
-        _section("Scenarios", _table(*verdict_rows(result)), _rules(result)),
+        _section("Scenarios", _table(*verdict_rows(result)), _note(accuracy_line(result)), _rules(result)),
         _section("Latency", plots.latency_plot(observations, scenarios)),
         *(_scenario(result, observations, scenario) for scenario in scenarios),
         _comparison(result),
@@ -102,7 +107,8 @@ def _scenario(result: BenchResult, observations: list[Observation], scenario: st
     if not any(measured(observations, scenario, "tile")):
         return ""
     waterfall = plots.waterfall_plot(observations, scenario)
-    return _section(f"Parts of a tile: {scenario}", waterfall, _table(*part_rows(result.parts, scenario)))
+    rows = _table(*part_rows(result.parts, scenario))
+    return _section(f"Parts of a tile: {scenario}", waterfall, rows, _note(accuracy_line(result)))
 
 
 def _comparison(result: BenchResult) -> str:
@@ -138,7 +144,8 @@ def _energy(result: BenchResult) -> str:
     if result.energy is None:
         return _section("Energy", f"<p>No rail, no number: {_e(result.energy_missing)}.</p>")
     line = f'<p class="note">{_e(energy_line(result.energy))}</p>'
-    return _section("Energy", line, plots.energy_plot(result), _table(*energy_rows(result.energy)))
+    rows = _table(*energy_rows(result.energy))
+    return _section("Energy", line, plots.energy_plot(result), rows, _note(accuracy_line(result)))
 
 
 def _accuracy(result: BenchResult) -> str:
@@ -168,6 +175,10 @@ def _conditions(result: BenchResult) -> str:
 def _again(result: BenchResult) -> str:
     facts = ", ".join(f"{name} {value}" for name, value in result.workload.items())
     return f'<p>Again: <code>{_e(result.command or "not recorded")}</code></p><p class="note">{_e(facts)}</p>'
+
+
+def _note(text: str) -> str:
+    return f'<p class="note">{_e(text)}</p>'
 
 
 def _section(title: str, *pieces: str) -> str:

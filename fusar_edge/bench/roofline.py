@@ -59,8 +59,8 @@ class Roofline(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """Why there is none."""
 
 
-def roofline(bundle: Bundle, observations: Iterable[Observation], device: str) -> Roofline:
-    """Vision, prefix and one decoded token of the scenario `single`, or of the first that ran."""
+def roofline(bundle: Bundle, observations: Iterable[Observation], device: str, mode: str = "") -> Roofline:
+    """Vision, prefix and one decoded token of the scenario `single`, or of the first that ran. `mode`: nvpmodel's."""
     from fusar_edge.engines.memory import fused_format, weight_format
     from fusar_edge.engines.roofline import Work, arithmetic_of, decoder_work, vision_work
     from fusar_edge.engines.shapes import shape_from_recipe
@@ -88,7 +88,7 @@ def roofline(bundle: Bundle, observations: Iterable[Observation], device: str) -
     }
     chosen = list(observations)
     scenario = next((one.scenario for one in chosen if one.part == "vision" and not one.warm_up), "")
-    limits = limits_of(device)
+    limits = limits_of(device, mode)
     points = []
     for part, (name, work) in stages.items():
         times = [one.ms for one in measured(chosen, scenario, part)]
@@ -112,7 +112,7 @@ def _point(stage: str, ms: float, traffic: float, macs: Mapping[Any, float], lim
     )
 
 
-def limits_of(device: str) -> Limits:
+def limits_of(device: str, mode: str = "") -> Limits:
     """Of the spec whose board this is (its name's words are in the board's), else measured here, in about a second."""
     from fusar_edge.recipes import load_recipe, recipe_names
     from fusar_edge.specs import EngineSpec
@@ -124,7 +124,8 @@ def limits_of(device: str) -> Limits:
         if spec.hardware and all(mark in words for mark in marks):
             h = spec.hardware
             flops = {"int8": h.int8_tops * 1e3, "float16": h.fp16_tflops * 1e3, "float32": h.fp16_tflops * 5e2}
-            return Limits(flops, h.bandwidth_gb_s, f"engines/{name}.toml: {h.power_mode}, {h.gpu_clock_mhz} MHz")
+            other = f"; the board runs in {mode}, which may allow less" if mode and mode != h.power_mode else ""
+            return Limits(flops, h.bandwidth_gb_s, f"engines/{name}.toml: {h.power_mode}, {h.gpu_clock_mhz} MHz{other}")
     return measured_limits()
 
 

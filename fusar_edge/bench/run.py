@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +16,7 @@ from typing import Any
 import msgspec
 
 from fusar_edge.bench import conditions
-from fusar_edge.bench.compare import Comparison, compare
+from fusar_edge.bench.compare import ANSWERS, Comparison, compare
 from fusar_edge.bench.conditions import Conditions, ConditionsWatch
 from fusar_edge.bench.hands import tiles_of
 from fusar_edge.bench.observations import FILENAME as OBSERVATIONS
@@ -32,6 +33,7 @@ from fusar_edge.bench.timing import Stopwatch
 from fusar_edge.bench.workload import QUICK_SIZE, SIZE, Workload, open_workload, simulated_workload
 from fusar_edge.data.tasks import TASKS
 from fusar_edge.errors import InputError, MissingExtraError
+from fusar_edge.manifest import FILENAME as MANIFEST
 from fusar_edge.manifest import (
     Manifest,
     check_output,
@@ -39,6 +41,7 @@ from fusar_edge.manifest import (
     output_file,
     output_folder,
     package_versions,
+    sha256_file,
     write_manifest,
 )
 from fusar_edge.runtime.bundle import Bundle, open_bundle
@@ -106,7 +109,7 @@ def _check(plan: Plan) -> None:
             raise InputError(f"--against {', '.join(strange)}: allowed are {', '.join(peer_names())}")
     if plan.power not in energy.CHOICES and not Path(plan.power).is_file():
         raise InputError(f"--power {plan.power}: allowed are {', '.join(energy.CHOICES)}, or a log of tegrastats")
-    missing = [name for name in ("matplotlib", "psutil") if importlib.util.find_spec(name) is None]
+    missing = [name for name in ("matplotlib", "psutil", "scipy") if importlib.util.find_spec(name) is None]
     if missing:
         raise MissingExtraError(f"bench needs {', '.join(missing)}: pip install 'fusar-edge[bench]'")
 
@@ -125,7 +128,7 @@ def _measured(plan: Plan, bundle: Bundle, work: Path, command: str, progress: Pr
         with sampler if sampler is not None else contextlib.nullcontext():
             idle = _rest(sampler is not None, plan.quick)
             verdicts = _scenarios(plan, session, workload, writer, progress)
-        comparison = _comparison(plan, bundle, workload, writer, scratch, progress)
+        comparison = _comparison(plan, bundle, workload, writer, scratch, work, progress)
     found = watch.finish(_reasons(plan, verdicts, comparison))
     spent, missing = _energy(plan, sampler, idle, writer.observations, work, missing)
     return BenchResult(
@@ -138,7 +141,7 @@ def _measured(plan: Plan, bundle: Bundle, work: Path, command: str, progress: Pr
         energy=spent,
         energy_missing=missing,
         comparison=comparison,
-        roofline=roofline(bundle, writer.observations, found.device),
+        roofline=roofline(bundle, writer.observations, found.device, found.power_mode),
         accuracy=_accuracy(plan, progress),
     )
 
@@ -163,6 +166,7 @@ def _comparison(
     workload: Workload,
     writer: ObservationWriter,
     scratch: Path,
+    work: Path,
     progress: Progress | None,
 ) -> Comparison | None:
     if not plan.against:
@@ -177,6 +181,7 @@ def _comparison(
         work=scratch,
         seconds=seconds,
         progress=progress,
+        answers=work / ANSWERS,
     )
 
 
@@ -206,6 +211,7 @@ def _energy(
     missing: str,
 ) -> tuple[energy.Energy | None, str]:
     if Path(plan.power).is_file():
+        shutil.copyfile(plan.power, work / energy.LOG)
         trace = energy.trace_from_log(Path(plan.power))
     elif sampler is not None:
         sampler.write(work / energy.FILENAME)
@@ -255,12 +261,21 @@ def _manifest(plan: Plan, bundle: Bundle, work: Path, result: BenchResult) -> Ma
     figures = {f"{v.scenario}: {v.metric} ({v.unit})": v.figure.value for v in result.verdicts}
     return Manifest(
         stage=STAGE,
-        inputs={"bundle": bundle.sha256, "scene": str(result.workload.get("scene_sha256", ""))},
+        inputs=_inputs(plan, bundle, result),
         files=folder_hashes(work),
         figures={"publishable": result.publishable, **figures},
         settings={"command": result.command, "quick": plan.quick, "workload": result.workload},
         packages=package_versions("numpy", "onnxruntime", "rasterio", "matplotlib", "psutil"),
     )
+
+
+def _inputs(plan: Plan, bundle: Bundle, result: BenchResult) -> dict[str, str]:
+    found = {"bundle": bundle.sha256, "scene": str(result.workload.get("scene_sha256", ""))}
+    if plan.data is not None:
+        found["data"] = sha256_file(plan.data)
+    if plan.anchors is not None:
+        found["anchors"] = sha256_file(plan.anchors / MANIFEST)
+    return found
 
 
 def _write_json(path: Path, value: Conditions) -> None:

@@ -3,7 +3,9 @@
 Quantiles: order statistics (David and Nagaraja, Order Statistics, 3rd ed., section 7.1), which ask nothing of the
 distribution. Observations of one run hang together (heat, clocks, caches), so that n of them say less than n that do
 not: the interval is that of n / tau, tau being the integrated autocorrelation time, summed in pairs of lags as Geyer
-does (Statistical Science 7, 1992) up to the first pair that chance explains. Means and ratios: the bootstrap.
+does (Statistical Science 7, 1992) up to the first pair that chance explains; also of what is left when each unit's
+(tile's, question's) own median is taken off, since units that come in turns hide a slow drift. Means: the bootstrap.
+Ratios of pairs: Student's t over the rounds that they were measured in.
 """
 
 from __future__ import annotations
@@ -60,10 +62,10 @@ class Rule:
         """Fewest observations with which the interval is closed on both sides."""
         return max(least_observations(self.quantile), self.floor)
 
-    def enough(self, values: Sequence[float]) -> bool:
-        return len(values) >= self.least and quantile_interval(values, self.quantile).share <= self.share
+    def enough(self, values: Sequence[float], units: Sequence[object] | None = None) -> bool:
+        return len(values) >= self.least and quantile_interval(values, self.quantile, units=units).share <= self.share
 
-    def stop(self, values: Sequence[float], elapsed_s: float) -> bool:
+    def stop(self, values: Sequence[float], elapsed_s: float, units: Sequence[object] | None = None) -> bool:
         """To be asked after every observation; cheap between the checks, which are a tenth apart."""
         n = len(values)
         if n >= self.most or elapsed_s >= 3 * self.seconds:
@@ -72,7 +74,7 @@ class Rule:
             return False
         if elapsed_s >= self.seconds:
             return True
-        return n % max(self.least // 4, n // 10, 1) == 0 and self.enough(values)
+        return n % max(self.least // 4, n // 10, 1) == 0 and self.enough(values, units)
 
     def text(self) -> str:
         return (
@@ -87,11 +89,18 @@ def least_observations(quantile: float, level: float = LEVEL) -> int:
     return math.ceil(math.log((1.0 - level) / 2.0) / math.log(tail))
 
 
-def quantile_interval(values: Sequence[float] | Values, quantile: float, level: float = LEVEL) -> Interval:
-    """Quantile of at least one value, with its distribution-free interval."""
-    ordered = np.sort(np.asarray(values, np.float64))
+def quantile_interval(
+    values: Sequence[float] | Values,
+    quantile: float,
+    level: float = LEVEL,
+    *,
+    units: Sequence[object] | None = None,
+) -> Interval:
+    """Quantile of at least one value, with its distribution-free interval. `units`: whose each value is."""
+    series = np.asarray(values, np.float64)
+    ordered = np.sort(series)
     n = len(ordered)
-    effective = n / correlation_time(np.asarray(values, np.float64))
+    effective = n / max(correlation_time(series), 1.0 if units is None else correlation_time(_levelled(series, units)))
     low, high = _rank_shares(max(int(effective), 1), quantile, level)
     value = float(np.quantile(ordered, quantile))
     lower = float(ordered[max(math.floor(low * n) - 1, 0)])
@@ -115,6 +124,18 @@ def _binomial(n: int, p: float) -> Values:
     logs = factorial[n] - factorial - factorial[::-1] + k * math.log(p) + (n - k) * math.log1p(-p)
     probabilities: Values = np.exp(logs)
     return probabilities
+
+
+def _levelled(values: Values, units: Sequence[object]) -> Values:
+    """Each value over the median of its unit's. A unit that came less than four times says nothing of drift: 1."""
+    levelled = np.ones_like(values)
+    places: dict[object, list[int]] = {}
+    for place, unit in enumerate(units):
+        places.setdefault(unit, []).append(place)
+    for own in places.values():
+        if len(own) >= 4 and (middle := float(np.median(values[own]))) > 0:
+            levelled[own] = values[own] / middle
+    return levelled
 
 
 def correlation_time(values: Values) -> float:
@@ -162,7 +183,21 @@ def bootstrap_interval(
     return Interval(value, float(low), float(high), n, float(n))
 
 
-def ratio_interval(slow: Sequence[float], fast: Sequence[float], *, seed: int = 0) -> Interval:
-    """slow / fast of pairs that were measured beside each other: geometric mean of the pairs' ratios, bootstrapped."""
+def ratio_interval(slow: Sequence[float], fast: Sequence[float], rounds: Sequence[int] | None = None) -> Interval:
+    """slow / fast of pairs that were measured beside each other: geometric mean of the pairs' ratios.
+
+    `rounds`: in which pass over the same units each pair was measured; None: every pair is a round of its own. Pairs of
+    a round share the machine's state, so that the interval (Student's t) is that of as many rounds as are independent.
+    It is about these very units: others have other ratios.
+    """
     logs = np.log(np.asarray(slow, np.float64)) - np.log(np.asarray(fast, np.float64))
-    return bootstrap_interval([logs], lambda x: math.exp(float(np.mean(x))), seed=seed)
+    kinds, places = np.unique(np.arange(len(logs)) if rounds is None else np.asarray(rounds), return_inverse=True)
+    means = np.bincount(places, logs) / np.bincount(places)
+    value, m = float(means.mean()), len(kinds)
+    effective = m / correlation_time(means)
+    if effective < 2:
+        return Interval(math.exp(value), math.exp(value), None, len(logs), effective)
+    from scipy.stats import t
+
+    half = float(t.ppf((1 + LEVEL) / 2, effective - 1)) * float(means.std(ddof=1)) / math.sqrt(effective)
+    return Interval(math.exp(value), math.exp(value - half), math.exp(value + half), len(logs), effective)

@@ -118,13 +118,14 @@ def _multi(bench: Bench, rule: Rule, seed: int) -> Verdict:
 def _closed(bench: Bench, scenario: str, tiles: int, rule: Rule, metric: str) -> Verdict:
     """The next query when the last is done."""
     warm = bench.warm_up(scenario, tiles)
-    start, times = time.perf_counter(), list[float]()
+    start, times, units = time.perf_counter(), list[float](), list[int]()
     for indices in rounds(bench.tiles, tiles):
         times.append(bench.query(scenario, indices, len(times)))
+        units.append(indices[0])
         show(bench, scenario, times, rule)
-        if rule.stop(times, time.perf_counter() - start):
+        if rule.stop(times, time.perf_counter() - start, units):
             break
-    figure = quantile_interval(times, rule.quantile)
+    figure = quantile_interval(times, rule.quantile, units=units)
     return Verdict(
         scenario=scenario,
         metric=metric,

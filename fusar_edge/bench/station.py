@@ -42,6 +42,7 @@ class Station:
             raise
         self._finished: queue.SimpleQueue[tuple[str, str, float]] = queue.SimpleQueue()
         self._files = 0
+        self._tiles: dict[int, bytes] = {}
         self._listening = threading.Event()
         self._thread = threading.Thread(target=self._listen, name="events", daemon=True)
         self._thread.start()
@@ -50,9 +51,14 @@ class Station:
             raise EdgeError(f"the service opens no stream of events: {_tail(self._log)}")
 
     def prepare(self, tile: int) -> bytes:
-        """One tile as a GeoTIFF of its own. Its tag is new: the service takes equal files for the same scene."""
+        """One tile as a GeoTIFF of its own; its last bytes are new: the service takes equal files for the same scene.
+
+        Each is encoded once: while tiles arrive, making them would take time from the service and delay arrivals.
+        """
+        if tile not in self._tiles:
+            self._tiles[tile] = _tile_bytes(self._work, tile, self._folder / "tile.tif")
         self._files += 1
-        return _tile_bytes(self._work, tile, self._folder / "tile.tif", self._files)
+        return self._tiles[tile] + self._files.to_bytes(8, "little")  # behind all that a TIFF's directory points to
 
     def submit(self, body: bytes, number: int) -> str:
         """Returns the scene's id once the service has accepted it. EdgeError with its reason where it has not."""
@@ -153,7 +159,7 @@ def _tail(log: Path) -> str:
     return " | ".join(lines[-3:]) or "it said nothing"
 
 
-def _tile_bytes(work: Workload, tile: int, path: Path, number: int) -> bytes:
+def _tile_bytes(work: Workload, tile: int, path: Path) -> bytes:
     import rasterio
     from rasterio.windows import Window
 
@@ -172,7 +178,7 @@ def _tile_bytes(work: Workload, tile: int, path: Path, number: int) -> bytes:
         tags = source.tags()
     with rasterio.open(path, "w", **profile) as target:
         target.write(values, 1)
-        target.update_tags(**tags, BENCH_QUERY=str(number))
+        target.update_tags(**tags)
     return path.read_bytes()
 
 
@@ -201,3 +207,16 @@ def closed_loop(station: Station, tiles: Sequence[int]) -> list[float]:
             pass
         times.append((finished[1] - start) * 1e3)
     return times
+
+
+def saturated(station: Station, tiles: Sequence[int]) -> float:
+    """Seconds a tile when all of them wait at once: what the service can do, its stages overlapping."""
+    bodies = [station.prepare(tile) for tile in tiles]
+    start = time.perf_counter()
+    waiting = {station.submit(body, number) for number, body in enumerate(bodies)}
+    while waiting:
+        finished = station.done(60.0)
+        if finished is not None:
+            waiting.discard(finished[0])
+            end = finished[1]
+    return (end - start) / len(tiles)

@@ -18,15 +18,19 @@ Rows = tuple[Row, Sequence[Row]]
 
 def markdown_from_result(result: BenchResult) -> str:
     """Verdicts, parts, comparison, energy, accuracy; first of all whether they may be published."""
-    pieces = [status_line(result), machine_line(result), table(*verdict_rows(result))]
+    pieces = [status_line(result), machine_line(result), table(*verdict_rows(result)), accuracy_line(result)]
     for scenario in dict.fromkeys(part.scenario for part in result.parts):
-        pieces += [f"### {scenario}: parts of a tile, ms", table(*part_rows(result.parts, scenario))]
+        pieces += [
+            f"### {scenario}: parts of a tile, ms",
+            table(*part_rows(result.parts, scenario)),
+            accuracy_line(result),
+        ]
     if result.comparison:
         pieces += ["### Comparison", comparison_line(result.comparison), table(*comparison_rows(result.comparison))]
     pieces.append("### Energy")
     pieces.append(energy_line(result.energy) if result.energy else f"Not measured: {result.energy_missing}.")
     if result.energy:
-        pieces.append(table(*energy_rows(result.energy)))
+        pieces += [table(*energy_rows(result.energy)), accuracy_line(result)]
     if result.accuracy:
         pieces += ["### Task metrics", table(*accuracy_rows(result))]
     return "\n\n".join(pieces) + "\n"
@@ -56,6 +60,14 @@ def machine_line(result: BenchResult) -> str:
     )
 
 
+def accuracy_line(result: BenchResult) -> str:
+    """What these answers are worth, in a line: no speed without it."""
+    if not result.accuracy:
+        return "Accuracy of these answers: not measured (give --data)."
+    figures = [f"{task} {name} {value}" for task, name, value, _ in accuracy_rows(result)[1]]
+    return f"Accuracy of these answers ({result.accuracy.get('data')}): {', '.join(figures)}."
+
+
 def verdict_rows(result: BenchResult) -> Rows:
     head = ("scenario", "metric", "value", "interval", "queries", "tiles", "s")
     rows = []
@@ -80,12 +92,14 @@ def comparison_line(c: Comparison) -> str:
     held = f"tokens held against {c.reference} (FP32, same weights)" if c.reference else "no FP32 candidate took part"
     return (
         f"Same weights, tiles and questions, greedy, in turns; {c.pairs} pairs in {c.rounds} rounds over {c.tiles} "
-        f"tiles, {c.threads} threads each; {held}. Ratio: the other's time over ours."
+        f"tiles, {c.threads} threads each; {held}. Ratio: the other's time over ours on these very tiles; its interval "
+        "is over rounds. hf-* and ort-* see the image and read the whole prompt anew for each question, as such a "
+        "loop does; ours and llama.cpp keep both from question to question."
     )
 
 
 def comparison_rows(c: Comparison) -> Rows:
-    head = ("candidate", "tile ms", "ratio", "interval", "token ms", "ratio", "interval", "tokens agree",
+    head = ("candidate", "tile ms", "ratio", "interval", "token ms", "ratio", "interval", "tokens", "tokens agree",
             "answers same", "MiB")  # fmt: skip
     return head, [_candidate_row(row) for row in c.candidates]
 
@@ -103,6 +117,7 @@ def _candidate_row(row: Candidate) -> Row:
         *pair(row.tile_ratio),
         number(row.token_ms.value) if row.token_ms else "",
         *pair(row.token_ratio),
+        str(row.tokens),
         share(row.tokens_agree),
         share(row.answers_same),
         f"{row.memory_mib:.0f}",

@@ -10,9 +10,9 @@ note costs well below a microsecond.
     vision       pixels and anchors -> visual tokens; of a batch each tile's equal share
     prefix       keys and values of image and template, once for all questions
     prefill      one question's tokens, up to the first logits
-    ttft         question given -> first token known: tokenising and prefill. Vision and prefix are not in it: they are
-                 the tile's, once for all its questions
-    tpot         each further token of an answer, mean over the answer
+    ttft         question given -> first token that the model chose: tokenising and prefill. Vision and prefix are not
+                 in it: they are the tile's, once for all its questions; nor are tokens that a grammar forces before
+    tpot         each further token of an answer, forced ones among them, mean over the answer
     decode       all further tokens
     answer       question given -> parsed answer
     parse        tokens -> text -> value; run a second time on the same tokens, so that its clock is outside `answer`
@@ -138,9 +138,6 @@ class Stopwatch:
 
     def query(self, scenario: str, indices: Sequence[int], name: str, warm_up: bool = False) -> TimedTiles:
         """Read, see together, ask, write; `indices` of the workload's windows. `name` is the query's unit id."""
-        if indices[0] <= self._last:
-            forget_raster()
-        self._last = indices[-1]
         start = time.perf_counter()
         notes: list[tuple[str, str, float, float, int]] = []  # part, unit, ms, end, tokens
         tiles = [self._prepared(index, notes) for index in indices]
@@ -154,8 +151,9 @@ class Stopwatch:
         records = [self._answered(tile, notes) for tile in tiles]
         end = time.perf_counter()
         whole = (end - start) * 1e3
-        for tile in tiles:
-            notes.append(("tile", f"tile {tile.index}", whole / len(tiles), end, 0))
+        for number, tile in enumerate(tiles, 1):
+            at = start + (end - start) * number / len(tiles)
+            notes.append(("tile", f"tile {tile.index}", whole / len(tiles), at, 0))
         tokens = sum(note[4] for note in notes if note[0] == "answer")
         notes.append(("query", name, whole, end, tokens))
         for index, said in zip(indices, records, strict=True):
@@ -168,6 +166,9 @@ class Stopwatch:
 
     def _prepared(self, index: int, notes: list[tuple[str, str, float, float, int]]) -> Tile:
         unit, scene = f"tile {index}", cast(Scene, self._scene)
+        if index <= self._last:
+            forget_raster()
+        self._last = index
         tile = Tile(scene, index, self.work.windows[index], self.session.bundle.settings.coordinate_size)
         now = time.perf_counter()
         notes.append(("raster_read", unit, self._scene.read_ms, now - self._scene.radiometry_ms / 1e3, 0))
@@ -225,7 +226,9 @@ def _answer_notes(unit: str, asked: Asked) -> Iterator[tuple[str, str, float, fl
     said = asked.answer.generation
     steps = said.decode_tokens if said.decode_ms else 0
     tokens = len(said.ids)
-    first = asked.tokens[0] if asked.tokens else asked.start + said.prefill_ms / 1e3
+    logits = asked.start + said.prefill_ms / 1e3
+    # What is noted before the first logits was forced.
+    first = next((at for at in asked.tokens if at >= logits), logits)
     yield "ttft", unit, (first - asked.start) * 1e3, first, 0
     yield "prefill", unit, said.prefill_ms, first, 0
     yield "answer", unit, (asked.end - asked.start) * 1e3, asked.end, tokens

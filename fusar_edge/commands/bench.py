@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 from fusar_edge.commands.app import app
 from fusar_edge.commands.console import Force, Out, Threads, bar, result, say
 from fusar_edge.commands.device import Task
-from fusar_edge.errors import GateError
+from fusar_edge.errors import GateError, InputError
 
 
 class BundleFirst(TyperGroup):
@@ -99,7 +99,7 @@ def diff(
     after: Annotated[Path, typer.Argument(metavar="B", help="Folder of the run after.")],
     threshold: Annotated[float, typer.Option(help="Slower by more than this ratio is an alarm.")] = 1.05,
 ) -> None:
-    """What got slower from A to B, with statistics; exit code 1 where something did."""
+    """What got slower from A to B, with statistics; exit code 1 where something did, 2 where nothing can be judged."""
     from rich.console import Console
     from rich.table import Table
 
@@ -108,6 +108,7 @@ def diff(
     from fusar_edge.bench.observations import read_observations
     from fusar_edge.bench.table import diff_rows
 
+    _check_pair(before, after)
     known = {folder: conditions for folder in (before, after) if (conditions := read_conditions(folder))}
     disturbed = [f"{folder}: {what}" for folder, conditions in known.items() for what in disturbances(conditions)]
     found = compared(read_observations(before), read_observations(after), threshold, disturbed=disturbed)
@@ -132,8 +133,31 @@ def diff(
             "ratios": {f"{c.scenario}: {c.part}": round(c.ratio, 4) for c in found.changes},
         }
     )
+    if not found.comparable:
+        raise InputError(
+            "the runs cannot be judged, so this is no pass: leave the machine alone and run `fusar-edge bench` again"
+        )
     if found.alarm:
         raise GateError(f"slower than {threshold:g} times {before}: {', '.join(found.culprits)}")
+
+
+def _check_pair(before: Path, after: Path) -> None:
+    """InputError where a run was changed after it was made, or both did not do the same work."""
+    from fusar_edge.bench.result import FILENAME, check_seal, differences, read_result
+    from fusar_edge.manifest import FILENAME as MANIFEST
+
+    for folder in (before, after):
+        if (folder / MANIFEST).is_file():
+            check_seal(folder)
+        else:
+            say(f"{folder} has no {MANIFEST}: nothing vouches for its numbers")
+    if all((folder / FILENAME).is_file() for folder in (before, after)):
+        different = differences(read_result(before), read_result(after))
+        if different:
+            raise InputError(
+                f"{before} and {after} did not do the same: {'; '.join(different)}. Run both with the same --scene, "
+                "--task and --threads on the same machine"
+            )
 
 
 @bench_app.command(epilog="Example: fusar-edge bench report bench-1 --out report.html")

@@ -16,11 +16,12 @@ import pytest
 from bench_parts import default_session
 from simulated_runs import simulated_run
 
+from fusar_edge.bench.conditions import Conditions
 from fusar_edge.bench.hands import Told
 from fusar_edge.bench.observations import ObservationWriter, read_observations
 from fusar_edge.bench.peer import PeerAnswer
 from fusar_edge.bench.report import html_from_result, html_from_run
-from fusar_edge.bench.result import BenchResult, part_figures, read_result
+from fusar_edge.bench.result import BenchResult, part_figures, read_result, write_result
 from fusar_edge.bench.roofline import Roofline, limits_of, roofline
 from fusar_edge.bench.run import Plan, bench
 from fusar_edge.bench.samples import quantile_interval
@@ -146,6 +147,42 @@ def test_the_first_word_after_bench_is_the_bundle(tmp_path: Path) -> None:
     assert "diff" in shown.stdout
     assert "report" in shown.stdout
     assert not (tmp_path / "x").exists()
+
+
+def test_a_run_that_was_changed_is_neither_reported_nor_compared(ran: tuple[Path, BenchResult], tmp_path: Path) -> None:
+    shutil.copytree(ran[0], tmp_path / "copy")
+    path = tmp_path / "copy/result.json"
+    path.write_text(path.read_text().replace('"quick": true', '"quick": false'))
+    for refused in (
+        run("report", str(tmp_path / "copy"), "--out", str(tmp_path / "r.html")),
+        run("diff", str(ran[0]), str(tmp_path / "copy")),
+    ):
+        assert refused.returncode == 2
+        assert "result.json was changed" in refused.stderr
+    assert not (tmp_path / "r.html").exists()
+
+
+def test_runs_that_did_different_work_are_not_compared(ran: tuple[Path, BenchResult], tmp_path: Path) -> None:
+    for name, threads in (("a", 1), ("b", 2)):
+        (tmp_path / name).mkdir()
+        shutil.copy(ran[0] / "observations.jsonl", tmp_path / name)
+        conditions = msgspec.structs.replace(ran[1].conditions, threads=threads)
+        write_result(tmp_path / name / "result.json", msgspec.structs.replace(ran[1], conditions=conditions))
+    refused = run("diff", str(tmp_path / "a"), str(tmp_path / "b"))
+    assert refused.returncode == 2
+    assert "did not do the same: threads 1 and 2" in refused.stderr
+
+
+def test_a_diff_that_cannot_judge_is_no_pass(tmp_path: Path) -> None:
+    for name, seed in (("a", 1), ("b", 2)):
+        (tmp_path / name).mkdir()
+        with ObservationWriter(tmp_path / name / "observations.jsonl") as writer:
+            writer.add(simulated_run(seed))
+        (tmp_path / name / "conditions.json").write_bytes(msgspec.json.encode(Conditions(others_share=0.4)))
+    refused = run("diff", str(tmp_path / "a"), str(tmp_path / "b"))
+    assert refused.returncode == 2
+    assert "cannot be judged, so this is no pass" in refused.stderr
+    assert json.loads(refused.stdout.splitlines()[-1])["comparable"] is False
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from bench_parts import default_session, small_workload
 
 from fusar_edge.bench import compare as module
 from fusar_edge.bench.compare import LEAST_PAIRS, Comparison, compare
-from fusar_edge.bench.hands import Elsewhere, Tile, Told, _peak_mib, tiles_of
+from fusar_edge.bench.hands import Elsewhere, Tile, Told, tiles_of
+from fusar_edge.bench.machine import peak_memory_mib
 from fusar_edge.bench.observations import Observation, ObservationWriter
 from fusar_edge.bench.peer import OURS, Ours, PeerAnswer, make_peer
 from fusar_edge.errors import BundleError, EdgeError, InputError
@@ -111,12 +112,12 @@ def test_candidates_take_turns_tile_by_tile_after_a_warm_up(
     hands = [FakeHand(OURS, 100.0, (1,)), FakeHand("b", 100.0, (1,))]
     compared(writer, hands, monkeypatch)
     assert hands[0].order == hands[1].order
-    assert hands[0].order[:6] == [0, 1, 0, 1, 2, 3]
+    assert hands[0].order[:6] == [0, 1, 2, 3, 0, 1]
     seen = [one for one in writer.observations if one.part == "tile"]
-    assert [one.warm_up for one in seen[:5]] == [True] * 4 + [False]
-    pairs = [{a.candidate, b.candidate} for a, b in zip(seen[4::2], seen[5::2], strict=True)]
+    assert [one.warm_up for one in seen[:9]] == [True] * 8 + [False]
+    pairs = [{a.candidate, b.candidate} for a, b in zip(seen[8::2], seen[9::2], strict=True)]
     assert pairs == [{OURS, "b"}] * len(pairs)
-    assert {one.candidate for one in seen[4::2]} == {OURS, "b"}  # the order is drawn anew
+    assert {one.candidate for one in seen[8::2]} == {OURS, "b"}  # the order is drawn anew
 
 
 def test_a_candidate_that_fails_closes_all_and_is_named(
@@ -191,5 +192,5 @@ def test_what_the_parent_holds_is_not_a_candidate_s_memory() -> None:
         pytest.skip("this system has no /proc")
     held = np.ones(300 << 17)  # 300 MiB
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        assert 5 < pool.apply(_peak_mib) < 250
-    assert _peak_mib() > held.nbytes / 2**20
+        assert 5 < pool.apply(peak_memory_mib) < 250
+    assert peak_memory_mib() > held.nbytes / 2**20

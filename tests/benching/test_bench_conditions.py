@@ -11,6 +11,8 @@ from fusar_edge.runtime.bundle import DEFAULT, Bundle, open_bundle
 
 GOOD = {
     "device": "NVIDIA Jetson Orin Nano Developer Kit",
+    "soc": "tegra234",
+    "gpu_clock_mhz": (1020.0, 1020.0),
     "power_mode": "MAXN_SUPER",
     "governors": ("performance",),
     "clock_mhz": (1728.0, 1728.0),
@@ -38,6 +40,7 @@ def board(root: Path, **changes: str) -> Path:
         "etc/nv_tegra_release": "# R36 (release), REVISION: 4.4, GCID: 41062509\n",
         "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor": "performance\n",
         "sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq": "1728000\n",
+        "sys/class/devfreq/17000000.gpu/cur_freq": "1020000000\n",
         "sys/class/thermal/thermal_zone0/temp": "51218\n",
         "sys/class/thermal/thermal_zone1/temp": "-256000\n",
         "sys/class/hwmon/hwmon1/oc1_event_cnt": "3\n",
@@ -66,6 +69,10 @@ def test_a_steady_board_may_be_published() -> None:
         ({"temperature_c": (60.0, 93.5)}, "94 C was reached"),
         ({"throttle_events": None}, "throttling unknown"),
         ({"throttle_events": 2}, "throttled 2 times"),
+        ({"soc": ""}, "SoC unknown"),
+        ({"device": "", "jetson_linux": "", "soc": ""}, "device unknown"),
+        ({"gpu_clock_mhz": None}, "clocks of the GPU unknown"),
+        ({"gpu_clock_mhz": (306.0, 1020.0)}, "GPU moved between 306 and 1020 MHz"),
         ({"power_mode": ""}, "nvpmodel does not answer"),
         ({"virtual": "kvm"}, "virtual machine"),
         ({"virtual": None}, "virtual machine"),
@@ -102,6 +109,7 @@ def test_a_board_s_own_files_are_read(tmp_path: Path, bundle: Bundle) -> None:
     assert found.jetson_linux.startswith("# R36")
     assert found.governors == ("performance",)
     assert found.clock_mhz == (729.0, 1728.0)
+    assert found.gpu_clock_mhz == (1020.0, 1020.0)
     assert found.temperature_c == (51.218, 63.0)
     assert found.throttle_events == 2
     assert found.limited_ms == 2.5
@@ -119,6 +127,13 @@ def test_a_virtual_machine_is_known_by_its_processor_s_flags(tmp_path: Path, bun
     with ConditionsWatch(bundle, 0, root) as watch:
         pass
     assert watch.finish().virtual == "unnamed"
+
+
+def test_a_virtual_machine_on_arm_is_known_by_its_firmware(tmp_path: Path, bundle: Bundle) -> None:
+    arm = {"proc/cpuinfo": "processor\t: 0\nFeatures\t: fp asimd\n", "sys/class/dmi/id/sys_vendor": "Amazon EC2\n"}
+    with ConditionsWatch(bundle, 0, board(tmp_path, **arm)) as watch:
+        pass
+    assert watch.finish().virtual == "Amazon EC2"
 
 
 def test_a_machine_that_says_nothing_is_not_publishable(tmp_path: Path, bundle: Bundle) -> None:

@@ -70,6 +70,25 @@ def test_figures_are_of_tiles_answers_and_tokens_with_the_rail_named() -> None:
     assert "1 of 5 tiles lie outside" in figures.notes[0]
 
 
+def test_parts_that_are_short_beside_the_readings_have_no_figure() -> None:
+    """A caption of 20 ms at 20 W between stages at 5 W, read every 100 ms: the truth, 0.4 J, cannot be known."""
+    times = np.arange(0, 60, 0.1)
+    watts = [20.0 if t % 0.12 > 0.1 else 5.0 for t in times]
+    trace = Trace("x", "W", list(times), [{"VDD_IN": w} for w in watts])
+    seen = []
+    for i in range(400):
+        start = 0.12 * i + 0.12
+        seen.append(observation("tile", f"tile {i}", start, start + 0.12))
+        seen.append(observation("answer", f"tile {i}/caption", start + 0.1, start + 0.12))
+        seen.append(observation("decode", f"tile {i}/caption", start + 0.11, start + 0.12, tokens=4))
+    figures = energy_figures(trace, seen, scenario="single")
+    assert figures.tile_j is not None
+    assert figures.tile_j.value == pytest.approx(0.1 * 5 + 0.02 * 20, rel=0.03)
+    assert figures.answer_j == {}
+    assert figures.token_j is None
+    assert "no figure for caption, token" in figures.notes[0]
+
+
 @pytest.mark.parametrize(
     ("rails", "whole"),
     [

@@ -63,7 +63,7 @@ def test_tiles_go_through_a_real_service_and_come_back_done(session: Session, wo
     with rasterio.MemoryFile(first) as memory, memory.open() as tile:
         assert (tile.width, tile.height) == (work.windows[0].width, work.windows[0].height)
         assert tile.tags()["SIMULATED"] == "YES"
-    assert verdict.queries == 5
+    assert verdict.queries >= 5  # and who still waited when the rule was met: the slow ones
     assert verdict.warm_up_queries == 4
     assert "through the service" in verdict.metric
     assert [one.warm_up for one in writer.observations] == [True] * 4 + [False] * 5

@@ -167,6 +167,17 @@ def test_the_running_tool_is_listened_to() -> None:
         tool.close()
 
 
+def test_a_tool_that_has_fallen_silent_gives_no_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fusar_edge.bench.power.tegrastats.SILENT_S", 0.05)
+    tool = Tegrastats(["echo", "RAM 1/2MB VDD_IN 5000mW/5000mW"])
+    try:
+        time.sleep(0.1)
+        with pytest.raises(DeviceError, match="has said nothing for"):
+            tool.read()
+    finally:
+        tool.close()
+
+
 def test_a_tool_that_is_absent_or_knows_no_rail_says_so() -> None:
     with pytest.raises(DeviceError, match="JetPack"):
         Tegrastats(["no-such-tegrastats"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -68,6 +69,8 @@ def test_every_part_is_seen_and_parts_that_follow_each_other_fit_into_the_tile(w
     assert by_part["query"][0].unit_id == "query 3"
     for answer, ttft in zip(by_part["answer"], by_part["ttft"], strict=True):
         assert ttft.ms <= answer.ms
+    for ttft, prefill in zip(by_part["ttft"], by_part["prefill"], strict=True):
+        assert ttft.ms >= prefill.ms - 0.05, "what a grammar forces is not the model's first token"
 
 
 def test_windows_of_parts_lie_inside_the_window_of_their_tile(watch: Stopwatch) -> None:
@@ -94,6 +97,8 @@ def test_tiles_of_a_batch_share_its_time_and_answer_as_alone(watch: Stopwatch) -
     batch = watch.query("multi", [0, 1, 2], "query 0")
     tiles = [one.ms for one in batch.observations if one.part == "tile"]
     assert sum(tiles) == pytest.approx(batch.ms)
+    windows = sorted((one.start, one.at) for one in batch.observations if one.part == "tile")
+    assert all(a[1] == pytest.approx(b[0], abs=1e-4) for a, b in itertools.pairwise(windows)), "no energy twice"
     assert len({round(one.ms, 9) for one in batch.observations if one.part == "vision"}) == 1
     alone = watch.query("single", [2], "query 0").records[0]
     assert [r.answer.generation.ids for r in batch.records[2]] == [r.answer.generation.ids for r in alone]
@@ -121,6 +126,8 @@ def test_every_pass_over_the_scene_decodes_it_anew(watch: Stopwatch, monkeypatch
     for indices in ([0], [1], [2], [3], [0], [1]):
         watch.query("single", indices, "query")
     assert len(passes) == 2
+    watch.query("multi", [2, 3, 0, 1], "query")  # the pass begins in the midst of a batch
+    assert len(passes) == 3
 
 
 def test_raw_numbers_are_kept_whole_and_read_back(tmp_path: Path, watch: Stopwatch) -> None:

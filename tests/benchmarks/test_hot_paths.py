@@ -60,7 +60,7 @@ def scene(scene_file: Path, bundle: Bundle) -> Iterator[Scene]:
 
 @pytest.fixture(scope="module")
 def windows(scene: Scene) -> list[TileWindow]:
-    return plan_tiles(scene.height, scene.width, TILE_PX, 64)
+    return plan_tiles(scene.width, scene.height, TILE_PX, 64)
 
 
 @pytest.fixture(scope="module")

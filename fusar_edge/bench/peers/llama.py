@@ -132,10 +132,16 @@ class _Decoder:
         self._memory = llama_cpp.llama_get_memory(self._context)
         vocabulary = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self._model))
         self._vocabulary = int(vocabulary)
+        token, place = np.zeros(1, np.int32), np.zeros(1, np.int32)
+        self._single = self._batch(token, None, place), token, place
 
     def tokens(self, ids: Ints, places: Ints) -> int:
-        """Run tokens at text positions [N]; the most probable next one."""
-        batch = self._batch(np.ascontiguousarray(ids), None, np.ascontiguousarray(places, np.int32))
+        """Run tokens at text positions [N]; the most probable next one. A single token has a batch that is there."""
+        if len(ids) == 1:
+            (batch, token, place) = self._single
+            token[0], place[0] = ids[0], places[0]
+        else:
+            batch = self._batch(np.ascontiguousarray(ids), None, np.ascontiguousarray(places, np.int32))
         self._run(batch)
         logits = self._lib.llama_get_logits_ith(self._context, -1)
         return int(np.ctypeslib.as_array(logits, (self._vocabulary,)).argmax())

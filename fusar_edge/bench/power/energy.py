@@ -23,6 +23,10 @@ from fusar_edge.errors import DeviceError, EdgeError, InputError
 CHOICES = ("auto", "none", "tegrastats", "ina", "nvml", "rapl")
 INTERVAL_S = 0.1
 FILENAME = "power.jsonl"
+LOG = "power.log"
+"""A log that was given, copied."""
+READINGS_EACH = 5
+"""A part that is shorter than so many readings, usually, has no figure: a reading would be of its neighbours too."""
 WHOLE = ("VIN", "VDD_IN", "POM_5V_IN")
 """Rails that feed all others: AGX Thor; Orin NX and Nano; the first Nano."""
 AGX_ORIN = ("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0")
@@ -208,15 +212,28 @@ def energy_figures(
     notes = []
     if len(covered) < len(tiles):
         notes.append(f"{len(tiles) - len(covered)} of {len(tiles)} tiles lie outside the readings and are left out")
-    usual_s = float(np.median([one.ms for one in tiles])) / 1e3 if tiles else 0.0
-    if trace.interval_s > usual_s:
-        notes.append("readings are further apart than tiles: figures of parts are interpolated, their mean is sound")
+    if tiles and trace.interval_s > _usual_s(tiles):
+        notes.append(
+            "readings are further apart than tiles: a tile's figure is interpolated, the mean of many is sound"
+        )
     joules = [j for _, j in covered]
-    answers: dict[str, list[float]] = {}
+    groups: dict[str, list[Observation]] = {"token": [one for one in chosen if one.part == "decode"]}
     for one in chosen:
-        if one.part == "answer" and (j := spent[id(one)]) is not None:
-            answers.setdefault(one.unit_id.partition("/")[2], []).append(j)
-    decoded = [(j, one.tokens) for one in chosen if one.part == "decode" and (j := spent[id(one)]) is not None]
+        if one.part == "answer":
+            groups.setdefault(one.unit_id.partition("/")[2], []).append(one)
+    short = [name for name, own in groups.items() if own and _usual_s(own) < READINGS_EACH * trace.interval_s]
+    if short:
+        notes.append(
+            f"no figure for {', '.join(sorted(short))}: shorter than {READINGS_EACH} readings "
+            f"({READINGS_EACH * trace.interval_s:.3g} s), each of which is of the neighbours too"
+        )
+    energies = {
+        name: [(j, one.tokens) for one in own if (j := spent[id(one)]) is not None]
+        for name, own in groups.items()
+        if name not in short
+    }
+    decoded = energies.pop("token", [])
+    answers = {task: [j for j, _ in own] for task, own in energies.items()}
     seconds = sum(one.ms for one, _ in covered) / 1e3
     rest = trace.spent(whole, *idle) if idle else None
     return Energy(
@@ -236,6 +253,10 @@ def energy_figures(
         },
         notes=tuple(notes),
     )
+
+
+def _usual_s(own: Sequence[Observation]) -> float:
+    return float(np.median([one.ms for one in own])) / 1e3
 
 
 def _mean(values: Sequence[float]) -> Interval | None:

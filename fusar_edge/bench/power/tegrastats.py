@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import subprocess
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -19,6 +20,8 @@ from fusar_edge.errors import DeviceError, InputError
 
 PLAUSIBLE_C = (-60.0, 150.0)
 INTERVAL_MS = 100
+SILENT_S = 2.0
+"""A line that is older is no reading of now."""
 
 _TIME = re.compile(r"^\s*(\d\d)-(\d\d)-(\d{4}) (\d\d):(\d\d):(\d\d)\s")
 _RAM = re.compile(r"\bRAM (\d{1,9})/(\d{1,9})MB")
@@ -130,6 +133,8 @@ class Tegrastats:
         except OSError as problem:
             raise DeviceError(f"tegrastats cannot be run ({problem.strerror}): it comes with JetPack") from None
         self._watts: dict[str, float] = {}
+        self._heard = 0.0
+        """`monotonic` of the last line."""
         self._first = threading.Event()
         self._thread = threading.Thread(target=self._listen, name="tegrastats", daemon=True)
         self._thread.start()
@@ -143,11 +148,14 @@ class Tegrastats:
         for row in self._process.stdout:
             line = line_from_text(row)
             if line is not None and line.watts:
-                self._watts = line.watts
+                self._watts, self._heard = line.watts, time.monotonic()
                 self._first.set()
         self._first.set()
 
     def read(self) -> dict[str, float]:
+        """DeviceError once the tool has ended or fallen silent: what it said last is not what is drawn now."""
+        if (silent := time.monotonic() - self._heard) > SILENT_S:
+            raise DeviceError(f"tegrastats has said nothing for {silent:.0f} s")
         return dict(self._watts)
 
     def close(self) -> None:
