@@ -4,7 +4,7 @@ Quantiles: order statistics (David and Nagaraja, Order Statistics, 3rd ed., sect
 distribution. Observations of one run hang together (heat, clocks, caches), so that n of them say less than n that do
 not: the interval is that of n / tau, tau being the integrated autocorrelation time, summed in pairs of lags as Geyer
 does (Statistical Science 7, 1992) up to the first pair that chance explains; also of what is left when each unit's
-(tile's, question's) own median is taken off, since units that come in turns hide a slow drift. Means: the bootstrap.
+(tile's, question's) own mean is taken off, since units that come in turns hide a slow drift. Means: the bootstrap.
 Ratios of pairs: Student's t over the rounds that they were measured in.
 """
 
@@ -100,9 +100,10 @@ def quantile_interval(
     series = np.asarray(values, np.float64)
     ordered = np.sort(series)
     n = len(ordered)
-    effective = n / max(correlation_time(series), 1.0 if units is None else correlation_time(_levelled(series, units)))
-    low, high = _rank_shares(max(int(effective), 1), quantile, level)
     value = float(np.quantile(ordered, quantile))
+    drift = 1.0 if units is None else _drift_time((series <= value).astype(np.float64), units)
+    effective = n / max(correlation_time(series), drift)
+    low, high = _rank_shares(max(int(effective), 1), quantile, level)
     lower = float(ordered[max(math.floor(low * n) - 1, 0)])
     upper = None if high > 1.0 else float(ordered[min(math.ceil(high * n) - 1, n - 1)])
     return Interval(value, min(lower, value), upper if upper is None else max(upper, value), n, effective)
@@ -126,16 +127,18 @@ def _binomial(n: int, p: float) -> Values:
     return probabilities
 
 
-def _levelled(values: Values, units: Sequence[object]) -> Values:
-    """Each value over the median of its unit's. A unit that came less than four times says nothing of drift: 1."""
-    levelled = np.ones_like(values)
-    places: dict[object, list[int]] = {}
-    for place, unit in enumerate(units):
-        places.setdefault(unit, []).append(place)
-    for own in places.values():
-        if len(own) >= 4 and (middle := float(np.median(values[own]))) > 0:
-            levelled[own] = values[own] / middle
-    return levelled
+def _drift_time(below: Values, units: Sequence[object]) -> float:
+    """Correlation time of whether values lie below the quantile [n] (0, 1), units coming again and again.
+
+    What differs between units is as independent as can be; what is left within each has its own correlation time, and
+    counts by its share of the variance.
+    """
+    kinds: dict[object, int] = {}
+    places = np.array([kinds.setdefault(unit, len(kinds)) for unit in units])
+    within = below - (np.bincount(places, below) / np.bincount(places))[places]
+    whole = float(np.var(below))
+    share = float(np.var(within)) / whole if whole else 0.0
+    return 1.0 + share * (correlation_time(within) - 1.0)
 
 
 def correlation_time(values: Values) -> float:

@@ -19,8 +19,8 @@ from fusar_edge.sar.scene import Scene, open_scene
 from fusar_edge.sar.tiles import TileWindow, plan_tiles
 
 SEED, SPACING_M, SHIPS, KIND = 11, 3.0, 24, "coast"
-SIZE, QUICK_SIZE = 1384, 944
-"""Three by three tiles of 504 px that share 64 px; two by two."""
+SIZE, QUICK_SIZE = 1824, 944
+"""Four by four tiles of 504 px that share 64 px; two by two: p90 then lies within one tile's times, not between two."""
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,8 @@ class FusedCache(Rows):
         self.buffer = np.empty((s.layers, 2, 1, s.kv_heads, capacity, s.head_dim), np.float32)
         self.cos, self.sin = np.empty((2, capacity, s.head_dim // 2), np.float32)
         self.rows_in_use, self.last_row = np.empty((), np.int32), np.empty(1, np.int32)
+        self.one = {"input_ids": np.empty((1, 1), np.int32), "visual_index": np.empty((1, 1), np.int32)}
+        """What a step of one token reads; written in place, so that nothing is bound anew."""
         self._given: dict[str, npt.NDArray[Any]] = {}
         for name in ("cos", "sin", "rows_in_use", "last_row"):
             self.bind(name, getattr(self, name))
@@ -69,9 +71,14 @@ class FusedOrtBackend(OrtBackend):
         np.cos(angle, out=cache.cos[new])
         np.sin(angle, out=cache.sin[new])
         cache.rows_in_use[...], cache.last_row[0] = end, end - 1
-        feed = {"input_ids": input_ids, "visual_tokens": visual_tokens, "visual_index": visual_index}
+        feed = {"input_ids": input_ids, "visual_index": visual_index}
         for name, value in feed.items():
-            cache.bind(name, np.ascontiguousarray(value, self._dtypes[name]))
+            if tokens == 1:
+                cache.one[name][...] = value
+                cache.bind(name, cache.one[name])
+            else:
+                cache.bind(name, np.ascontiguousarray(value, self._dtypes[name]))
+        cache.bind("visual_tokens", np.ascontiguousarray(visual_tokens, self._dtypes["visual_tokens"]))
         self._decoder.run_with_iobinding(cache.binding)
         cache.length = end
         return Step(self._logits, self._next_ids.copy())
