@@ -130,6 +130,10 @@ class Housekeeper(threading.Thread):
     def tidy(self) -> list[str]:
         """Ids of the scenes that were forgotten."""
         limits, data_dir = self._parts.settings.limits, self._parts.settings.data_dir
+        if self._parts.settings.profile == "onboard":
+            from fusar_edge.service.onboard.backlog import gather
+
+            gather(self._parts.journal)  # what is forgotten here must be in the queue for the ground before
         gone = self._parts.journal.prune(limits.keep_events, limits.keep_days)
         self._parts.intake.drop_unknown()
         for scene_id in gone:

@@ -22,6 +22,8 @@ OPEN = PROBES | {"/", "/v1/session", "/openapi.json"}
 """Asked without a token: nothing in them was given by anybody."""
 OPEN_BELOW = "/page/"
 """So are the assets of the page, which has to ask for a token."""
+FORWARDED = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip")
+"""What a reverse proxy adds: behind one, everybody comes from this machine."""
 NOBODY: frozenset[Scope] = frozenset()
 
 
@@ -39,7 +41,9 @@ class Door:
 
     def __init__(self, settings: HttpSettings, tokens: Tokens) -> None:
         self.tokens = tokens
-        self.token_required = settings.require_token or not is_loopback(settings.host)
+        self._public = frozenset(name.lower().rstrip(".") for name in settings.names if not is_loopback(name))
+        # A name under which others may ask says that others do, through whatever proxy.
+        self.token_required = settings.require_token or not is_loopback(settings.host) or bool(self._public)
         self._names = frozenset(name.lower().rstrip(".") for name in (*settings.names, settings.host))
 
     def refusal(self, method: str, path: str, headers: Headers) -> HTTPException | None:
@@ -50,6 +54,12 @@ class Door:
                 400,
                 f"Host {host[:100]!r} is not this service: it answers to localhost, 127.0.0.1, [::1] and the names in "
                 "http.names of its settings",
+            )
+        if path not in PROBES and not self.token_required and any(name in headers for name in FORWARDED):
+            return HTTPException(
+                403,
+                "this came through a proxy, and the service asks for no token: set http.require_token (or http.names, "
+                "the names that people use) in its settings, and make tokens with `fusar-edge token create`",
             )
         origin = headers.get("origin")
         if method not in SAFE and origin is not None and not self._is_same(origin, host):
@@ -92,7 +102,7 @@ class Door:
         except ValueError:
             return False
         # A proxy that ends TLS may ask under its own idea of the host; the name that people use is in the settings.
-        return _authority(parts.netloc) == _authority(host.lower()) or name in self._names
+        return _authority(parts.netloc) == _authority(host.lower()) or name in self._public
 
 
 def scope_needed(method: str, path: str) -> Scope | None:

@@ -25,6 +25,8 @@ from fusar_edge.service.parts import ServiceParts
 
 RAW = ("image/tiff", "application/octet-stream")
 FORM = "multipart/form-data"
+ROOM_BYTES = 16 << 20
+"""After so many bytes that nobody declared the disk is looked at again."""
 PIECE_BYTES = 1 << 20
 """Written at once; a thread for every packet costs more than the packet."""
 SILENCE_S = 60.0
@@ -107,7 +109,7 @@ class Uploads:
         self._left[path] = declared
         try:
             # Disk that uploads were promised and have not filled yet counts as used.
-            await run_in_threadpool(self._parts.intake.admit, sum(self._left.values()))
+            await run_in_threadpool(self._parts.intake.admit, self._promised())
             await self._store(request, form, path)
         except BaseException:
             path.unlink(missing_ok=True)
@@ -116,8 +118,12 @@ class Uploads:
             del self._left[path]
         return path, (form.name if form else "") or name or UNNAMED
 
+    def _promised(self) -> int:
+        """Bytes that uploads on their way were promised and have not sent."""
+        return sum(max(left, 0) for left in self._left.values())
+
     async def _store(self, request: Request, form: FilePart | None, path: Path) -> None:
-        taken = 0
+        taken = asked = 0
         file = await run_in_threadpool(open, path, "xb")
         try:
             async for body in _pieces(request):
@@ -125,7 +131,10 @@ class Uploads:
                 taken += len(data)
                 if taken > self._limit:
                     raise self._too_long()
-                self._left[path] = max(0, self._left[path] - len(data))
+                self._left[path] -= len(data)
+                if self._left[path] < 0 and taken - asked >= ROOM_BYTES:
+                    asked = taken
+                    await run_in_threadpool(self._parts.intake.admit_bytes, self._promised() + ROOM_BYTES)
                 await run_in_threadpool(file.write, data)
         finally:
             file.close()

@@ -37,6 +37,10 @@ _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 QUEUE_RETRY_S, OUTBOX_RETRY_S, DISK_RETRY_S = 10.0, 30.0, 60.0
 
 
+class UnreadableError(SceneError):
+    """The system does not give the file now; what is in it is not to blame."""
+
+
 class Intake:
     """Takes scenes from uploads, the watch folder and STAC. Used by any number of threads."""
 
@@ -66,6 +70,11 @@ class Intake:
                 "is taken until their receivers are back",
                 OUTBOX_RETRY_S,
             )
+        self.admit_bytes(size_bytes)
+
+    def admit_bytes(self, size_bytes: int) -> None:
+        """BusyError where so much more would take the disk that is kept free."""
+        limits = self.settings.limits
         free_mib = shutil.disk_usage(self.settings.data_dir).free - size_bytes >> 20
         if free_mib < limits.free_disk_mib:
             raise BusyError(
@@ -101,7 +110,7 @@ class Intake:
                 raise BusyError("no space: the disk of the service is full or read-only", DISK_RETRY_S) from None
             if isinstance(problem, FileNotFoundError):
                 raise SceneError(f"{name} has gone while it was looked at; send it again") from None
-            raise SceneError(f"{name} cannot be read ({problem.strerror}); check its permissions") from None
+            raise UnreadableError(f"{name} cannot be read ({problem.strerror}); check its permissions") from None
         finally:
             if owned:
                 path.unlink(missing_ok=True)

@@ -81,7 +81,7 @@ def fetch(intake: Intake, *, item: Any = None, href: str | None = None) -> Fetch
     base: str | None = None
     if href is not None:
         base = _resolved(href, None)
-        data = download.small(base, ITEM_BYTES) if _is_url(base) else _local(base, settings).read_bytes()[:ITEM_BYTES]
+        data = download.small(base, ITEM_BYTES) if _is_url(base) else _small(_local(base, settings))
         item = _decoded(data, shown(base) if _is_url(base) else Path(base).name)
     parsed = item_from_json(item)
     if base is None:
@@ -99,6 +99,14 @@ def fetch(intake: Intake, *, item: Any = None, href: str | None = None) -> Fetch
         path, owned = _local(place, settings), False
         said = path.name
     return Fetched(path, owned, f"{parsed.id}_{key}.tif", acquired_from_item(parsed), said)
+
+
+def _small(path: Path) -> bytes:
+    with path.open("rb") as file:
+        data = file.read(ITEM_BYTES + 1)
+    if len(data) > ITEM_BYTES:
+        raise InputError(f"{path.name} has more than {ITEM_BYTES >> 10} KiB: it is no STAC item")
+    return data
 
 
 def item_from_json(item: Any) -> Item:

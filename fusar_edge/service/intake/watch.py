@@ -15,13 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fusar_edge.errors import BusyError, InputError
-from fusar_edge.service.intake.intake import Intake
+from fusar_edge.service.intake.intake import Intake, UnreadableError
 from fusar_edge.service.journal import Journal
 from fusar_edge.service.settings import WatchSettings
 
 log = logging.getLogger(__name__)
 
 LONGEST_WAIT_S = 30.0
+UNREADABLE_RETRY_S = 30.0
+"""A file that the system does not give (permissions, a failing disk) is tried again so much later."""
 UNFINISHED = (".part", ".tmp")
 
 State = tuple[int, int]
@@ -35,6 +37,8 @@ class _Sighting:
     """Seconds of the clock at the first look that found this state."""
     settled: bool = False
     """Accepted or refused in this state: nothing more is done about it."""
+    unreadable: str = ""
+    """Why the last try could not read it."""
 
 
 class Watcher(threading.Thread):
@@ -68,7 +72,12 @@ class Watcher(threading.Thread):
     def run(self) -> None:
         wait_s = 0.0
         while not self._stopping.wait(wait_s):
-            wait_s = self.look()
+            try:
+                wait_s = self.look()
+            except Exception as problem:  # a full journal, say: the next look may be better, and there has to be one
+                log.exception("%s: could not be looked at", self.folder)
+                self.problem = f"the watch folder was not looked at ({type(problem).__name__}); the log says why"
+                wait_s = LONGEST_WAIT_S
 
     def stop(self, timeout_s: float = 30.0) -> None:
         """Ends after the file in hand."""
@@ -97,7 +106,7 @@ class Watcher(threading.Thread):
                     log.warning("%s waits: %s", name, busy)
                 self.problem = f"{busy}"
                 return min(busy.retry_after_s, LONGEST_WAIT_S)
-        self.problem = ""
+        self.problem = next((s.unreadable for s in self._seen.values() if s.unreadable), "")
         return self._settings.poll_s
 
     def _files(self) -> dict[str, State]:
@@ -135,6 +144,13 @@ class Watcher(threading.Thread):
             row, _ = self._intake.offer(path, name=name, source="watch", owned=False, submitted_as=str(path))
             scene_id = row.id
             self.accepted += 1
+        except UnreadableError as problem:
+            sighting = self._seen[name]
+            if sighting.unreadable != str(problem):
+                log.warning("%s; it is tried again every %g s", problem, UNREADABLE_RETRY_S)
+            sighting.unreadable = str(problem)
+            sighting.since = self._clock() + UNREADABLE_RETRY_S - self._settings.stable_s
+            return
         except InputError as refusal:
             reason = str(refusal)
         except BusyError:
@@ -146,7 +162,7 @@ class Watcher(threading.Thread):
             self.refused += 1
             log.warning("refused: %s", reason)
         self._journal.note_watched(path, *state, scene_id, refused_reason=reason)
-        self._seen[name].settled = True
+        self._seen[name].settled, self._seen[name].unreadable = True, ""
 
 
 def _open_for_writing(path: Path) -> bool:

@@ -20,6 +20,8 @@ FIRST_WAIT_S = 1.0
 LONGEST_WAIT_S = 60.0
 LONGEST_ASKED_WAIT_S = 600.0
 """A receiver may ask for this much patience at most."""
+STUCK = 5
+"""Failures in a row at the same message, after which the others go first."""
 REFUSALS = 5
 """A message refused so often is dead."""
 HELD_S = 60.0
@@ -58,6 +60,8 @@ class Courier(threading.Thread):
         self._stopping = threading.Event()
         self._bell = threading.Event()
         self._sent, self._failures, self._problem = 0, 0, ""
+        self._stuck = ("", 0)
+        """Key of the message at which the last batch failed, and how often in a row."""
         self._taken: list[_Taken] = []
         self._last_line: object = None
         """When `stop` came."""
@@ -115,11 +119,22 @@ class Courier(threading.Thread):
             self._settle(messages, error)
             # Where each message was taken or refused the receiver is well: the others need not wait.
             if len(error.sent) + len(error.refused) < len(messages):
+                self._note_stuck(messages, error)
                 return self._failed(str(error), error.retry_after_s)
         else:
             self._note_sent([message.key for message in messages])
         self._failures, self._problem = 0, ""
         return 0.0
+
+    def _note_stuck(self, messages: list[Message], error: SinkError) -> None:
+        """A receiver that fails at one message may take the others: it waits behind them then."""
+        key = next(m.key for m in messages if m.key not in error.sent and m.key not in error.refused)
+        times = self._stuck[1] + 1 if self._stuck[0] == key else 1
+        self._stuck = (key, times)
+        if times >= STUCK and len(messages) > 1:
+            log.warning("sink %s: message %s failed %d times; the others go first", self._sink.name, key, times)
+            self._journal.postpone(self._sink.name, key, time.time() + LONGEST_WAIT_S, str(error))
+            self._stuck = ("", 0)
 
     def _settle(self, messages: list[Message], error: SinkError) -> None:
         """Write down what became of each message of a batch that failed."""

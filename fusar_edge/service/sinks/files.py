@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -20,6 +21,8 @@ from fusar_edge.service.stac import ITEM, RESULT, item_from_collection
 log = logging.getLogger(__name__)
 
 ERROR = "error.json"
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
+"""No file can be written now, whosever it is."""
 
 
 class FilesSink:
@@ -35,15 +38,21 @@ class FilesSink:
 
     def send(self, messages: Sequence[Message]) -> None:
         sent: list[str] = []
+        refused: dict[str, str] = {}
         for message in messages:
             try:
                 self._write(message)
             except OSError as problem:  # its path stays out of what a status page shows
-                reason = f"results of scene {message.scene_id} cannot be written: {problem.strerror}; free disk space"
-                raise SinkError(reason, sent=sent) from problem
+                reason = f"results of scene {message.scene_id} cannot be written: {problem.strerror}"
+                if problem.errno in NO_ROOM:
+                    raise SinkError(f"{reason}; free disk space", sent=sent, refused=refused) from problem
+                refused[message.key] = reason  # of this scene's folder: the others need not wait
+                continue
             except EdgeError as problem:
-                raise SinkError(str(problem), sent=sent) from problem
+                raise SinkError(str(problem), sent=sent, refused=refused) from problem
             sent.append(message.key)
+        if refused:
+            raise SinkError(next(iter(refused.values())), sent=sent, refused=refused)
 
     def line(self) -> object:
         return self

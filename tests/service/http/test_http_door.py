@@ -140,8 +140,9 @@ def test_a_session_over_tls_has_a_secure_cookie(guarded: Any) -> None:
     ],
 )
 def test_a_host_name_of_others_is_refused(parts_with: Callable[..., Any], host: str, status: int) -> None:
-    app = make_app(parts_with(http=HttpSettings(names=("station.example",))))
-    assert ask(app, "GET", "/v1/scenes", headers={"Host": host}).status_code == status
+    parts = parts_with(http=HttpSettings(names=("station.example",)))
+    headers = {"Host": host, **bearer(parts.tokens.create("somebody", ["read"])[0])}
+    assert ask(make_app(parts), "GET", "/v1/scenes", headers=headers).status_code == status
 
 
 def test_probes_may_ask_under_any_name(parts: Any) -> None:
@@ -163,9 +164,10 @@ def test_probes_may_ask_under_any_name(parts: Any) -> None:
     ],
 )
 def test_a_page_of_another_site_changes_nothing(parts_with: Callable[..., Any], origin: str, status: int) -> None:
-    app = make_app(parts_with(http=HttpSettings(names=("station.example",))))
-    assert ask(app, "DELETE", "/v1/session", headers={"Origin": origin}).status_code == status
-    assert ask(app, "GET", "/v1/scenes", headers={"Origin": origin}).status_code == 200
+    parts = parts_with(http=HttpSettings(names=("station.example",)))
+    app, headers = make_app(parts), {"Origin": origin, **bearer(parts.tokens.create("somebody", ["read"])[0])}
+    assert ask(app, "DELETE", "/v1/session", headers=headers).status_code == status
+    assert ask(app, "GET", "/v1/scenes", headers=headers).status_code == 200
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/v1/scenes", "/nowhere", "/v1/scenes/x"])
@@ -196,3 +198,22 @@ def test_a_body_that_is_too_long_is_refused_when_it_says_so_and_when_it_turns_ou
 def test_loopback_is_told_from_other_hosts() -> None:
     assert all(is_loopback(host) for host in ("localhost", "LOCALHOST.", "127.0.0.1", "127.8.9.1", "::1"))
     assert not any(is_loopback(host) for host in ("", "0.0.0.0", "::", "localhost.example", "127.0.0.1.example"))
+
+
+@pytest.mark.parametrize("header", ["X-Forwarded-For", "Forwarded", "Via", "X-Real-IP"])
+def test_what_comes_through_a_proxy_is_not_of_this_machine(parts: Any, header: str) -> None:
+    """Behind a reverse proxy everybody's address is loopback."""
+    answer = ask(make_app(parts), "GET", "/v1/scenes", headers={header: "203.0.113.9"})
+    assert answer.status_code == 403
+    assert "http.require_token" in answer.json()["detail"]
+    assert ask(make_app(parts), "GET", "/healthz", headers={header: "203.0.113.9"}).status_code == 200
+
+
+def test_a_name_that_others_use_asks_for_tokens(parts_with: Callable[..., Any]) -> None:
+    app = make_app(parts_with(http=HttpSettings(names=("station.example",))))
+    assert ask(app, "GET", "/v1/scenes").status_code == 401
+
+
+def test_a_page_on_another_port_of_this_machine_changes_nothing(parts: Any) -> None:
+    headers = {"Host": "127.0.0.1:8077", "Origin": "http://127.0.0.1:8888"}
+    assert ask(make_app(parts), "POST", "/v1/sinks/files/retry", headers=headers).status_code == 403

@@ -214,6 +214,37 @@ def test_uploads_on_their_way_count_as_disk_that_is_used(
     assert admitted[:2] == [len(tiff), 2 * len(tiff)]
 
 
+def test_a_body_that_says_no_length_is_stopped_when_the_disk_is_nearly_full(
+    parts_with: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = parts_with(limits=LimitSettings(upload_mib=4096, free_disk_mib=1))
+    sent: list[None] = []
+    asked: list[int] = []
+
+    def admit_bytes(size_bytes: int) -> None:
+        asked.append(size_bytes)
+        if len(asked) == 3:  # before it begins, and twice on the way
+            raise BusyError("no space: the service keeps 1 MiB of its disk free; send it again later", 60.0)
+
+    async def endless() -> AsyncIterator[bytes]:
+        for _ in range(200):
+            sent.append(None)
+            yield bytes(1 << 20)
+
+    monkeypatch.setattr(parts.intake, "admit_bytes", admit_bytes)
+    monkeypatch.setattr("fusar_edge.service.http.uploads.ROOM_BYTES", 4 << 20)
+
+    async def upload() -> httpx.Response:
+        transport = httpx.ASGITransport(make_app(parts))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            return await client.post("/v1/scenes", content=endless(), headers=TIFF)
+
+    answer = asyncio.run(upload())
+    assert answer.status_code in (429, 507)
+    assert len(sent) < 20
+    assert not list(parts.incoming.iterdir())
+
+
 def test_a_full_disk_is_said_to_be_full(app: FastAPI, parts: Any, tiff: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     class Full:
         def write(self, data: bytes) -> int:

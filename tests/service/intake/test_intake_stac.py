@@ -358,3 +358,13 @@ def test_a_full_disk_while_downloading_is_told_as_such(
     with pytest.raises(BusyError, match="no space"):
         Downloader(allowed.intake).to_incoming(f"{host.url}/s.tif")
     assert not allowed.left
+
+
+def test_a_large_file_that_is_asked_for_as_an_item_is_not_read(station_with: Open, tmp_path: Path) -> None:
+    large = tmp_path / "scenes" / "large.tif"
+    large.parent.mkdir()
+    with large.open("wb") as file:
+        file.truncate(1 << 40)  # a hole: reading it would take all memory
+    station = station_with(stac=StacSettings(roots=(large.parent,)))
+    with pytest.raises(InputError, match=r"large\.tif has more than 4096 KiB: it is no STAC item"):
+        fetch(station.intake, href=str(large))

@@ -10,6 +10,7 @@ import pytest
 from intake_station import LIMITS, Open, Station
 from small_scenes import small_scene
 
+from fusar_edge.errors import BusyError
 from fusar_edge.service.intake.watch import Watcher
 from fusar_edge.service.settings import WatchSettings
 
@@ -189,3 +190,43 @@ def test_the_thread_takes_what_is_dropped_and_ends_when_told(station: Station, t
     watcher.stop()
     assert not watcher.is_alive()
     assert [row.name for row in station.journal.scenes()] == ["a.tif"]
+
+
+def test_a_file_that_cannot_be_read_now_is_tried_again(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(path: Path) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    watched.drop("a.tif", small_scene())
+    with monkeypatch.context() as patch:
+        patch.setattr("fusar_edge.service.intake.intake.sha256_file", denied)
+        watched.settle()
+        watched.watcher.look()
+    assert "a.tif cannot be read (Permission denied)" in watched.watcher.problem
+    assert watched.names == []
+    watched.clock.now += 31
+    watched.watcher.look()
+    assert watched.names == ["a.tif"]
+    watched.watcher.look()
+    assert watched.watcher.problem == ""
+
+
+def test_a_journal_that_fails_once_does_not_end_the_watch(
+    station: Station, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fusar_edge.service.intake.watch.LONGEST_WAIT_S", 0.01)
+    watched = Watched(tmp_path / "in", station)
+    looks: list[None] = []
+    again = threading.Event()
+
+    def look() -> float:
+        looks.append(None)
+        if len(looks) == 1:
+            raise BusyError("the journal has no room", 1.0)
+        again.set()
+        return 10.0
+
+    watched.watcher.look = look  # type: ignore[method-assign]
+    watched.watcher.start()
+    assert again.wait(10)
+    watched.watcher.stop()
+    assert "was not looked at (BusyError)" in watched.watcher.problem

@@ -276,3 +276,30 @@ def test_each_failure_doubles_the_wait_up_to_a_minute_with_jitter(journal: Journ
         assert longest / 2 <= min(waits) < max(waits) <= longest
     assert courier._failed("asked", 300.0) == 300.0
     assert courier._failed("asked for too much", 1e9) == module.LONGEST_ASKED_WAIT_S
+
+
+def test_one_message_at_which_the_receiver_fails_does_not_hold_up_the_others(
+    journal: Journal, sink: FakeSink, courier: Courier
+) -> None:
+    """A receiver that answers 500 to one message and thanks for all others."""
+    scene = finished(journal, tiles=6)
+    poison = tile_message(scene, 0).key
+    taken: set[str] = set()
+
+    def answer(messages: Sequence[Message]) -> None:
+        sent: list[str] = []
+        for message in messages:
+            if message.key == poison:
+                raise SinkError("the webhook says 500", sent=sent)
+            sent.append(message.key)
+            taken.add(message.key)
+
+    sink.answer = answer
+    courier.start()
+    sink.wait_for(module.STUCK + 1)
+    deadline = threading.Event()
+    for _ in range(500):
+        if len(taken) == 6:
+            break
+        deadline.wait(0.02)
+    assert taken == {tile_message(scene, index).key for index in range(1, 6)} | {scene}

@@ -95,3 +95,17 @@ def test_what_was_written_before_the_trouble_is_said_to_be_sent(
 def test_a_scene_that_was_pruned_meanwhile_is_passed_over(journal: Journal, sink: FilesSink, tmp_path: Path) -> None:
     sink.send([scene_message("0123456789abcdef")])
     assert not (tmp_path / "results").exists()
+
+
+def test_a_scene_whose_folder_is_of_no_use_does_not_hold_up_the_others(
+    journal: Journal, sink: FilesSink, tmp_path: Path
+) -> None:
+    bad, good = done_scene(journal, 0), done_scene(journal, 1)
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / bad.id).write_text("a file where the folder should be")
+    messages = [scene_message(bad.id), scene_message(good.id)]
+    with pytest.raises(SinkError, match="cannot be written") as error:
+        sink.send(messages)
+    assert list(error.value.sent) == [messages[1].key]
+    assert list(error.value.refused) == [messages[0].key]
+    assert (tmp_path / "results" / good.id / "result.geojson").is_file()
