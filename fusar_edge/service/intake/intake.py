@@ -30,6 +30,7 @@ from fusar_edge.service.settings import ServiceSettings
 log = logging.getLogger(__name__)
 
 INCOMING, SCENES = "incoming", "scenes"
+FAILED = "failed"
 MOST_PRIORITY = 100
 LONGEST_LABEL = 64
 _ID = re.compile(r"[0-9a-f]{16}")
@@ -96,7 +97,8 @@ class Intake:
         submitted_as: str = "",
         acquired: str | None = None,
     ) -> tuple[SceneRow, bool]:
-        """Accept a file as a scene; True where it is new, False where the same file and question are known already.
+        """Accept a file as a scene; True where it is new, False where the same file and question are known already. One that
+        failed is tried again, with the file that was sent now.
 
         `owned`: the file is ours to move, and is gone after this, whatever comes of it; else it stays where it is and
         is linked. `deadline` in Unix seconds. `acquired` (ISO 8601 UTC) counts where the file itself says no time.
@@ -168,7 +170,7 @@ class Intake:
             submitted_as=submitted_as or name,
             acquired=acquired,
         )
-        if (known := self.journal.scene(new.id)) is not None:
+        if (known := self.journal.scene(new.id)) is not None and known.status != FAILED:
             return known, False
         check(path, name=name, limits=limits, prober=self.prober)
         after = path.lstat()
@@ -206,7 +208,7 @@ class Intake:
     def _place(self, path: Path, new: NewScene) -> tuple[SceneRow, bool]:
         """Put the file where it is ours, durably, then write the journal: what the journal names is on the disk."""
         with self._placing:  # the same file may be sent twice at once; and the queue's bound is exact
-            if (known := self.journal.scene(new.id)) is not None:
+            if (known := self.journal.scene(new.id)) is not None and known.status != FAILED:
                 return known, False
             self.admit()
             folder = self.scenes / new.id
@@ -220,9 +222,8 @@ class Intake:
                 if not stat.S_ISREG(status.st_mode) or status.st_size != new.size_bytes:
                     raise SceneError(f"{new.name} was changed while it was looked at; send it again")
                 ours = placed.parent == folder
-                return self.journal.accept(
-                    replace(new, path=placed.absolute(), mtime_ns=status.st_mtime_ns, owned=ours)
-                )
+                file = replace(new, path=placed.absolute(), mtime_ns=status.st_mtime_ns, owned=ours)
+                return self.journal.accept(file) if known is None else (self.journal.retry(new.id, file=file), True)
             except BaseException:
                 with contextlib.suppress(EdgeError):
                     if self.journal.scene(new.id) is None:

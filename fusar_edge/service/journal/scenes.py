@@ -108,8 +108,11 @@ class Scenes(Outbox):
             self._end(cursor, scene_id, "failed", plain(reason), at, messages)
         return True
 
-    def retry(self, scene_id: str, now: float | None = None) -> SceneRow:
-        """Queue a failed scene again: it goes on at the first tile without an outcome. InputError: not a failed one."""
+    def retry(self, scene_id: str, now: float | None = None, file: NewScene | None = None) -> SceneRow:
+        """Queue a failed scene again: it goes on at the first tile without an outcome. InputError: not a failed one.
+
+        `file`: the same bytes in another place, since they were sent again.
+        """
         with self.write() as cursor:
             row = _held(cursor, scene_id)
             if row.status != "failed":
@@ -119,6 +122,11 @@ class Scenes(Outbox):
                 "deaths = 0 WHERE id = ?",
                 (scene_id,),
             )
+            if file is not None:
+                cursor.execute(
+                    "UPDATE scenes SET path = ?, mtime_ns = ?, owned = ? WHERE id = ?",
+                    (bytes_from_path(file.path), file.mtime_ns, int(file.owned), scene_id),
+                )
             row = _held(cursor, scene_id)
             self._note_scene(cursor, row, "scene.retried", now_or(now))
         return row

@@ -255,3 +255,19 @@ def test_a_sweep_removes_what_was_on_its_way_and_keeps_what_was_accepted(station
     assert not list(station.intake.incoming.iterdir())
     assert {p.name for p in station.intake.scenes.iterdir()} == {row.id, "somebody's"}
     assert row.path.exists()
+
+
+def test_a_failed_scene_that_is_sent_again_is_tried_again_with_the_new_file(station: Station, tmp_path: Path) -> None:
+    """Its first file lay where it could not be linked, and has gone since."""
+    first = tmp_path / "elsewhere.tif"
+    first.write_bytes(small_scene())
+    row, new = station.intake.offer(first, name="a.tif", source="watch", owned=False)
+    assert new
+    station.journal.start(row.id, {"width": 10}, 2)
+    station.journal.fail(row.id, "a.tif: its file has gone; submit it again", [])
+    again, taken = station.intake.offer(station.upload(small_scene()), name="a.tif", source="upload", owned=True)
+    assert (again.id, again.status, again.attempts, taken) == (row.id, "queued", row.attempts + 1, True)
+    assert Path(again.path).read_bytes() == small_scene()
+    assert again.owned
+    known, taken = station.intake.offer(station.upload(small_scene()), name="a.tif", source="upload", owned=True)
+    assert (known.status, taken) == ("queued", False)
