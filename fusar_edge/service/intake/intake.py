@@ -97,8 +97,8 @@ class Intake:
         submitted_as: str = "",
         acquired: str | None = None,
     ) -> tuple[SceneRow, bool]:
-        """Accept a file as a scene; True where it is new, False where the same file and question are known already. One that
-        failed is tried again, with the file that was sent now.
+        """Accept a file as a scene; True where it is new, False where the same file and question are known already.
+        One that failed is tried again, with the file that was sent now.
 
         `owned`: the file is ours to move, and is gone after this, whatever comes of it; else it stays where it is and
         is linked. `deadline` in Unix seconds. `acquired` (ISO 8601 UTC) counts where the file itself says no time.
