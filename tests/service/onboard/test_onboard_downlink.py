@@ -4,6 +4,7 @@ import gzip
 import random
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -21,6 +22,7 @@ from fusar_edge.service.onboard.downlink import (
 )
 from fusar_edge.service.onboard.ground import read_packet
 from fusar_edge.service.onboard.packet import decode
+from fusar_edge.service.service import Housekeeper
 
 NOW = 1e9
 HOUR = 3600.0
@@ -170,6 +172,18 @@ def test_what_the_journal_has_forgotten_still_goes_down(scenes: list[SimulatedSc
     assert not journal.scenes()
     second = make_packet(journal, 1 << 16, now=NOW)
     assert first.left == second.records > 0
+
+
+def test_what_the_service_forgets_before_the_first_pass_goes_down_all_the_same(
+    scenes: list[SimulatedScene], journal: Journal, tmp_path: Path
+) -> None:
+    scenes[0].put(journal)
+    limits = SimpleNamespace(keep_events=0, keep_days=-1)
+    settings = SimpleNamespace(profile="onboard", data_dir=tmp_path, limits=limits)
+    parts = SimpleNamespace(settings=settings, journal=journal, intake=SimpleNamespace(drop_unknown=lambda: None))
+    assert Housekeeper(parts).tidy()  # type: ignore[arg-type]
+    assert not journal.scenes()
+    assert make_packet(journal, 1 << 16, now=NOW).records > 10
 
 
 def test_a_packet_that_could_not_be_written_is_withdrawn(scenes: list[SimulatedScene], journal: Journal) -> None:
