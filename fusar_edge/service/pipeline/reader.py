@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
+import os
 import threading
 import time
 from collections import OrderedDict
@@ -37,6 +39,8 @@ OPEN_FILES = 4
 """A scene that is overtaken stays open for a while: opening one costs about as much as reading ten tiles."""
 LEFT_OUT_AT_ONCE = 32
 """Tiles left out that are written together; a crash has them read again."""
+FILES_RETRY_S = 2.0
+"""While no file can be opened, no scene is to blame."""
 IDLE_S = 5.0
 """The journal is looked at this often even if nobody says that a scene has come."""
 
@@ -116,11 +120,16 @@ class Reader(threading.Thread):
                     self._begin(row)
                 else:
                     self._read_next(work)
-        except EdgeError as problem:
-            self._fail(row, str(problem), work)
         except Stopped:
             raise
         except Exception as problem:
+            if out_of_files():  # which readers of rasters report as a damaged file
+                log.warning("%s waits: this process may open no more files", row.name)
+                self._stopping.wait(FILES_RETRY_S)
+                return
+            if isinstance(problem, EdgeError):
+                self._fail(row, str(problem), work)
+                return
             log.exception("%s cannot be read", row.name)
             self._fail(row, f"{type(problem).__name__}: {problem}", work)
 
@@ -230,3 +239,12 @@ class Reader(threading.Thread):
         work.close_file()
         if self._files.get(work.id) is work:
             del self._files[work.id]
+
+
+def out_of_files() -> bool:
+    """Whether the limit of open files, of this process or of the machine, is reached."""
+    try:
+        os.close(os.open(os.devnull, os.O_RDONLY))
+    except OSError as problem:
+        return problem.errno in (errno.EMFILE, errno.ENFILE)
+    return False

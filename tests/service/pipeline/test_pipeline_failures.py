@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import threading
 from concurrent.futures import Future
 from pathlib import Path
@@ -11,10 +12,10 @@ import numpy as np
 import pytest
 from pipeline_fakes import Ended, FakeBackend, accept, fake_pipeline, write_tiles
 
-from fusar_edge.errors import BundleError, BusyError, DeviceError, InputError
+from fusar_edge.errors import BundleError, BusyError, DeviceError, InputError, SceneError
 from fusar_edge.runtime.bundle import Bundle
 from fusar_edge.service.journal import Journal
-from fusar_edge.service.pipeline import Pipeline, WorkLimits
+from fusar_edge.service.pipeline import Pipeline, WorkLimits, reader
 
 GREYS = [[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]]
 
@@ -54,6 +55,39 @@ def test_a_file_that_was_changed_or_taken_away_fails(
     pipeline.stop()
     assert "changed after it was accepted" in reasons[0]
     assert "has gone" in reasons[1]
+
+
+def test_while_no_file_can_be_opened_no_scene_is_to_blame(
+    bundle: Bundle, journal: Journal, ended: Ended, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Idle connections can use up what a process may open; GDAL then calls a good file damaged."""
+    row = accept(journal, bundle, write_tiles(tmp_path / "s.tif", GREYS))
+    opened, tried = reader.open_scene, threading.Event()
+
+    def starved(*arguments: Any, **options: Any) -> Any:
+        tried.set()
+        raise SceneError("s.tif is not a readable GeoTIFF; the file is cut or damaged")
+
+    monkeypatch.setattr(reader, "FILES_RETRY_S", 0.01)
+    monkeypatch.setattr(reader, "out_of_files", lambda: True)
+    monkeypatch.setattr(reader, "open_scene", starved)
+    pipeline = fake_pipeline(bundle, journal, FakeBackend(bundle))
+    pipeline.start()
+    assert tried.wait(10)
+    monkeypatch.setattr(reader, "open_scene", opened)
+    [row] = ended.wait(row.id)
+    pipeline.stop()
+    assert row.status == "done"
+
+
+def test_a_process_that_may_open_no_more_files_knows_it() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert not reader.out_of_files()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        assert reader.out_of_files()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_a_scene_of_another_bundle_fails(bundle: Bundle, journal: Journal, ended: Ended, tmp_path: Path) -> None:
