@@ -27,6 +27,10 @@ class _OrderedTrainer(Trainer):
     def _get_train_sampler(self, *_: Any) -> SequentialSampler:
         return SequentialSampler(cast(Sized, self.train_dataset))
 
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """None: a checkpoint of stage 1 or 2 holds the trained part alone (Trainer asks a plain module for attributes
+        of its own models there, and a run that was killed could not go on)."""
+
 
 class _Reporter(TrainerCallback):
     """Losses into `log.jsonl`, steps to `progress`."""

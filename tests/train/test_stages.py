@@ -15,6 +15,7 @@ from fusar_edge.manifest import read_manifest, sha256_file
 from fusar_edge.model.checkpoint import load_checkpoint
 from fusar_edge.train.base import BaseStageData
 from fusar_edge.train.run import train, weighted_manifest
+from fusar_edge.train.sft import SftModel
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 
@@ -132,6 +133,28 @@ def test_a_run_killed_inside_a_phase_goes_on_to_the_same_weights(
     monkeypatch.setattr(BaseStageData, "__getitem__", real)
     train(recipe, "base", data, tmp_path / "again", log=lambda _: None)
     assert changed(trained / "base", tmp_path / "again") == set()
+
+
+@pytest.mark.parametrize(("stage", "init"), [("1", "base"), ("2", "stage1-official")])
+def test_a_stage_that_was_killed_goes_on_to_the_same_weights(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: Any, init: str
+) -> None:
+    recipe, data = str(trained / "small-official.toml"), [str(trained / "sim" / "triplets.jsonl")]
+    real, seen = SftModel.forward, [0]
+
+    def killed(self: SftModel, **batch: Any) -> dict[str, torch.Tensor]:
+        seen[0] += 1
+        if seen[0] == 2:
+            raise KeyboardInterrupt
+        return real(self, **batch)
+
+    monkeypatch.setattr(SftModel, "forward", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, stage, data, tmp_path / "again", init=trained / init, log=lambda _: None)
+    assert list((tmp_path / "again.training").glob("*/checkpoint-1"))
+    monkeypatch.setattr(SftModel, "forward", real)
+    train(recipe, stage, data, tmp_path / "again", init=trained / init, log=lambda _: None)
+    assert changed(trained / f"stage{stage}-official", tmp_path / "again") == set()
 
 
 def test_an_unfinished_run_of_other_data_is_not_taken_up(trained: Path, tmp_path: Path) -> None:
