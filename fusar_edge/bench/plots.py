@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import io
-import re
-import zlib
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from fusar_edge.bench.observations import Observation, measured
 from fusar_edge.bench.result import BenchResult
 from fusar_edge.bench.timing import LEAVES
+from fusar_edge.page import GRID, INK, figure_axes, svg
 
-INK, SECOND, GRID = "#1d3557", "#c1440e", "#d9dde3"
 COLOURS = ("#1d3557", "#457b9d", "#7fb3c8", "#c1440e", "#e09f3e", "#5a7d4f", "#8d6a9f", "#6b7280", "#b56576", "#2a9d8f")
 
 
 def latency_plot(observations: Sequence[Observation], scenarios: Sequence[str]) -> str:
     """Share of queries that are done after so many milliseconds: every observation is a step."""
-    figure, axes = _figure()
+    figure, axes = figure_axes()
     for colour, scenario in zip(COLOURS, scenarios, strict=False):
         times = np.sort([one.ms for one in measured(observations, scenario, "query")])
         if len(times):
@@ -30,7 +26,7 @@ def latency_plot(observations: Sequence[Observation], scenarios: Sequence[str]) 
         axes.text(1.0, quantile, f" p{100 * quantile:g}", transform=axes.get_yaxis_transform(), va="center", fontsize=8)
     axes.set(xlabel="query, ms", ylabel="share done", xscale="log", ylim=(0, 1.02))
     axes.legend(frameon=False, fontsize=8)
-    return _svg(figure, "Distribution of the latency of a query in each scenario")
+    return svg(figure, "Distribution of the latency of a query in each scenario")
 
 
 def waterfall_plot(observations: Sequence[Observation], scenario: str) -> str:
@@ -40,7 +36,7 @@ def waterfall_plot(observations: Sequence[Observation], scenario: str) -> str:
     whole = sum(o.ms for o in measured(observations, scenario, "tile")) / max(tiles, 1)
     rows = [(part, ms) for part, ms in totals.items() if ms]
     rows.append(("other", max(whole - sum(ms for _, ms in rows), 0.0)))
-    figure, axes = _figure(0.32 * len(rows) + 0.9)
+    figure, axes = figure_axes(0.32 * len(rows) + 0.9)
     start = 0.0
     for place, (_, ms) in enumerate(rows):
         axes.barh(place, ms, left=start, color=COLOURS[place % len(COLOURS)], height=0.72)
@@ -51,7 +47,7 @@ def waterfall_plot(observations: Sequence[Observation], scenario: str) -> str:
     axes.set(xlabel=f"mean ms since a tile's start ({tiles} tiles)", xlim=(0, 1.22 * max(whole, start, 1e-9)))
     axes.set_yticks(range(len(rows)), [part for part, _ in rows], fontsize=8)
     axes.invert_yaxis()
-    return _svg(figure, f"Waterfall of a tile, {scenario}: mean time of each part")
+    return svg(figure, f"Waterfall of a tile, {scenario}: mean time of each part")
 
 
 def roofline_plot(result: BenchResult) -> str:
@@ -59,7 +55,7 @@ def roofline_plot(result: BenchResult) -> str:
     roof = result.roofline
     if roof.limits is None or not roof.points:
         return ""
-    figure, axes = _figure()
+    figure, axes = figure_axes()
     x = np.geomspace(0.1, max(10_000.0, 10 * max(point.intensity for point in roof.points)), 200)
     for (kind, gflops), style in zip(roof.limits.gflops.items(), ("-", "--", ":"), strict=False):
         axes.plot(x, np.minimum(gflops, x * roof.limits.bandwidth_gb_s), style, color=INK, label=f"limit, {kind}")
@@ -69,7 +65,7 @@ def roofline_plot(result: BenchResult) -> str:
         xlabel="operations per byte of memory traffic", ylabel="1e9 operations per second", xscale="log", yscale="log"
     )
     axes.legend(frameon=False, fontsize=8)
-    return _svg(figure, "Roofline: the stages under the machine's limits")
+    return svg(figure, "Roofline: the stages under the machine's limits")
 
 
 def energy_plot(result: BenchResult) -> str:
@@ -79,7 +75,7 @@ def energy_plot(result: BenchResult) -> str:
         return ""
     rows = [("tile", e.tile_j), *((f"answer: {task}", j) for task, j in e.answer_j.items()), ("token", e.token_j)]
     held = [(name, j) for name, j in rows if j is not None]
-    figure, axes = _figure(0.32 * len(held) + 0.9)
+    figure, axes = figure_axes(0.32 * len(held) + 0.9)
     for place, (_, j) in enumerate(held):
         axes.barh(place, j.value, color=COLOURS[place % len(COLOURS)], height=0.7)
         axes.plot([j.low, j.high or j.value], [place, place], color="black", linewidth=1)
@@ -87,7 +83,7 @@ def energy_plot(result: BenchResult) -> str:
     axes.set_yticks(range(len(held)), [name for name, _ in held], fontsize=8)
     axes.set(xlabel=f"J on {' + '.join(e.whole)}", xscale="log")
     axes.invert_yaxis()
-    return _svg(figure, "Energy of a tile, of answers and of a token")
+    return svg(figure, "Energy of a tile, of answers and of a token")
 
 
 def accuracy_plot(result: BenchResult) -> str:
@@ -96,7 +92,7 @@ def accuracy_plot(result: BenchResult) -> str:
     rows = [row for row in c.candidates if row.tile_ms and row.tokens_agree is not None] if c else []
     if not rows:
         return ""
-    figure, axes = _figure()
+    figure, axes = figure_axes()
     for colour, row in zip(COLOURS, rows, strict=False):
         assert row.tile_ms is not None
         axes.plot(1e3 / row.tile_ms.value, row.tokens_agree, "o", color=colour)
@@ -104,33 +100,4 @@ def accuracy_plot(result: BenchResult) -> str:
         axes.annotate(label, (1e3 / row.tile_ms.value, row.tokens_agree or 0.0), fontsize=8, va="bottom")
     axes.set(xlabel="tiles per second", ylabel=f"tokens as {c.reference if c else ''}", ylim=(0, 1.08))
     axes.set_xlim(0, 1.35 * max(1e3 / row.tile_ms.value for row in rows if row.tile_ms))
-    return _svg(figure, "Accuracy against speed")
-
-
-def _figure(height: float = 3.2) -> tuple[Any, Any]:
-    from matplotlib.figure import Figure  # without pyplot: no window system, no global state
-
-    figure = Figure(figsize=(7.2, height), layout="constrained")
-    axes = figure.add_subplot()
-    axes.grid(color=GRID, linewidth=0.6)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    return figure, axes
-
-
-def _svg(figure: Any, title: str) -> str:
-    """The bare <svg> element, with a title for who cannot see it. Text stays text."""
-    import matplotlib
-
-    buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": title, "font.family": "sans-serif"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    # Names inside one document must differ from picture to picture.
-    mark = f"p{zlib.crc32(title.encode()):08x}"
-    text = re.sub(r'id="([^"]+)"', rf'id="{mark}-\1"', text)
-    text = re.sub(r'(href="#|url\(#)', rf"\1{mark}-", text)
-    return re.sub(r"<svg ", f'<svg role="img" aria-label="{title}" ', text, count=1)
+    return svg(figure, "Accuracy against speed")

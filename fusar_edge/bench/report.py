@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import html
-from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
@@ -12,7 +10,6 @@ from fusar_edge.bench import plots
 from fusar_edge.bench.observations import Observation, measured, read_observations
 from fusar_edge.bench.result import BenchResult, check_seal, read_result
 from fusar_edge.bench.table import (
-    Row,
     accuracy_line,
     accuracy_rows,
     comparison_line,
@@ -25,19 +22,8 @@ from fusar_edge.bench.table import (
     verdict_rows,
 )
 from fusar_edge.manifest import output_file
+from fusar_edge.page import escaped, note, page, section, table
 
-STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;color:#1b1f24;background:#fff;margin:2rem auto;max-width:62rem;padding:0 1rem}
-h1{font-size:1.5rem;margin:0}h2{font-size:1.1rem;margin:2.2rem 0 .4rem;border-bottom:1px solid #d9dde3}
-table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.86rem;margin:.6rem 0}
-th,td{padding:.18rem .7rem .18rem 0;text-align:right;vertical-align:top}th:first-child,td:first-child{text-align:left}
-th{font-weight:600;border-bottom:1px solid #8a939e}tr+tr td{border-top:1px solid #eceff2}
-.scroll{overflow-x:auto}.good,.bad{padding:.5rem .9rem;border-left:4px solid;margin:1rem 0}
-.good{border-color:#2a7d4f;background:#eef7f1}.bad{border-color:#c1440e;background:#fdf2ec}
-.note{color:#4b5563;font-size:.88rem}svg{max-width:100%;height:auto}code{font-size:.86em;overflow-wrap:anywhere}
-dl{display:grid;grid-template-columns:max-content 1fr;gap:.1rem 1rem;font-size:.88rem}
-dt{color:#4b5563}dd{margin:0;overflow-wrap:anywhere}
-"""
 METHOD = """Times are wall time of one process (<code>time.perf_counter</code>). Quantiles: the sample's; their
 intervals are those of order statistics for as many independent observations as the run is worth (autocorrelation).
 Means: bootstrap, 2,000 draws; ratios: Student's t over rounds.
@@ -67,29 +53,26 @@ def write_html(folder: Path, out: Path, *, force: bool = False) -> None:
 def html_from_result(result: BenchResult, observations: list[Observation]) -> str:
     scenarios = [v.scenario for v in result.verdicts]
     parts = [
-        f"<h1>fusar-edge bench: {_e(result.conditions.bundle.get('name', ''))}</h1>",
-        f'<p class="note">{_e(machine_line(result))}</p>',
+        f"<h1>fusar-edge bench: {escaped(result.conditions.bundle.get('name', ''))}</h1>",
+        f'<p class="note">{escaped(machine_line(result))}</p>',
         _status(result),
-        _section("Scenarios", _table(*verdict_rows(result)), _note(accuracy_line(result)), _rules(result)),
-        _section("Latency", plots.latency_plot(observations, scenarios)),
+        section("Scenarios", table(*verdict_rows(result)), note(accuracy_line(result)), _rules(result)),
+        section("Latency", plots.latency_plot(observations, scenarios)),
         *(_scenario(result, observations, scenario) for scenario in scenarios),
         _comparison(result),
         _roofline(result),
         _energy(result),
         _accuracy(result),
-        _section("Conditions", _conditions(result)),
-        _section("How it was measured", f"<p>{METHOD}</p>", _again(result)),
+        section("Conditions", _conditions(result)),
+        section("How it was measured", f"<p>{METHOD}</p>", _again(result)),
     ]
-    title = f"fusar-edge bench {_e(result.conditions.bundle.get('name', ''))}"
-    head = f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-    view = '<meta name="viewport" content="width=device-width,initial-scale=1">'
-    return f"{head}{view}<style>{STYLE}</style></head><body>\n" + "\n".join(filter(None, parts)) + "\n</body></html>\n"
+    return page(f"fusar-edge bench {result.conditions.bundle.get('name', '')}", parts)
 
 
 def _status(result: BenchResult) -> str:
     if result.publishable:
         return '<p class="good"><b>Publishable</b>: conditions are known and were steady.</p>'
-    reasons = "".join(f"<li>{_e(reason)}</li>" for reason in result.conditions.reasons)
+    reasons = "".join(f"<li>{escaped(reason)}</li>" for reason in result.conditions.reasons)
     return f'<div class="bad"><b>Not publishable</b><ul>{reasons}</ul></div>'
 
 
@@ -99,7 +82,7 @@ def _rules(result: BenchResult) -> str:
         facts = "".join(f"; {name.replace('_', ' ')} {number(value)}" for name, value in v.facts.items())
         met = "met" if v.met else "not met"
         warm = f"{v.warm_up_queries} queries of warm-up left out"
-        lines.append(f"<li>{_e(v.scenario)}: {_e(v.rule)}: {met}; {warm}{_e(facts)}</li>")
+        lines.append(f"<li>{escaped(v.scenario)}: {escaped(v.rule)}: {met}; {warm}{escaped(facts)}</li>")
     return f'<ul class="note">{"".join(lines)}</ul>'
 
 
@@ -107,21 +90,21 @@ def _scenario(result: BenchResult, observations: list[Observation], scenario: st
     if not any(measured(observations, scenario, "tile")):
         return ""
     waterfall = plots.waterfall_plot(observations, scenario)
-    rows = _table(*part_rows(result.parts, scenario))
-    return _section(f"Parts of a tile: {scenario}", waterfall, rows, _note(accuracy_line(result)))
+    rows = table(*part_rows(result.parts, scenario))
+    return section(f"Parts of a tile: {scenario}", waterfall, rows, note(accuracy_line(result)))
 
 
 def _comparison(result: BenchResult) -> str:
     if result.comparison is None:
         return ""
-    line = f'<p class="note">{_e(comparison_line(result.comparison))}</p>'
-    return _section("Comparison", line, _table(*comparison_rows(result.comparison)), plots.accuracy_plot(result))
+    line = f'<p class="note">{escaped(comparison_line(result.comparison))}</p>'
+    return section("Comparison", line, table(*comparison_rows(result.comparison)), plots.accuracy_plot(result))
 
 
 def _roofline(result: BenchResult) -> str:
     roof = result.roofline
     if roof.limits is None:
-        return _section("Roofline", f"<p>None: {_e(roof.missing)}</p>") if roof.missing else ""
+        return section("Roofline", f"<p>None: {escaped(roof.missing)}</p>") if roof.missing else ""
     rows = [
         (
             p.stage,
@@ -137,22 +120,22 @@ def _roofline(result: BenchResult) -> str:
     head = ("stage", "ms", "limit ms", "reached", "bound by", "1e9 operations", "MB moved")
     flops = ", ".join(f"{kind} {number(value)} GOP/s" for kind, value in roof.limits.gflops.items())
     line = f"Limits: {flops}, memory {number(roof.limits.bandwidth_gb_s)} GB/s ({roof.limits.source})."
-    return _section("Roofline", plots.roofline_plot(result), _table(head, rows), f'<p class="note">{_e(line)}</p>')
+    return section("Roofline", plots.roofline_plot(result), table(head, rows), f'<p class="note">{escaped(line)}</p>')
 
 
 def _energy(result: BenchResult) -> str:
     if result.energy is None:
-        return _section("Energy", f"<p>No rail, no number: {_e(result.energy_missing)}.</p>")
-    line = f'<p class="note">{_e(energy_line(result.energy))}</p>'
-    rows = _table(*energy_rows(result.energy))
-    return _section("Energy", line, plots.energy_plot(result), rows, _note(accuracy_line(result)))
+        return section("Energy", f"<p>No rail, no number: {escaped(result.energy_missing)}.</p>")
+    line = f'<p class="note">{escaped(energy_line(result.energy))}</p>'
+    rows = table(*energy_rows(result.energy))
+    return section("Energy", line, plots.energy_plot(result), rows, note(accuracy_line(result)))
 
 
 def _accuracy(result: BenchResult) -> str:
     if not result.accuracy:
-        return _section("Accuracy", "<p>Task metrics need <code>--data</code>: none was given.</p>")
+        return section("Accuracy", "<p>Task metrics need <code>--data</code>: none was given.</p>")
     line = f"{result.accuracy.get('images')} images of {result.accuracy.get('data')}"
-    return _section("Accuracy", f'<p class="note">{_e(line)}</p>', _table(*accuracy_rows(result)))
+    return section("Accuracy", f'<p class="note">{escaped(line)}</p>', table(*accuracy_rows(result)))
 
 
 def _conditions(result: BenchResult) -> str:
@@ -166,32 +149,11 @@ def _conditions(result: BenchResult) -> str:
             value = " .. ".join(f"{x:.4g}" if isinstance(x, float) else str(x) for x in value)
         elif isinstance(value, float):
             value = f"{value:.6g}" if name != "started" else f"{value:.0f}"
-        items.append(
-            f"<dt>{_e(name.replace('_', ' '))}</dt><dd>{_e(str(value)) if value not in (None, '') else 'unknown'}</dd>"
-        )
+        shown = escaped(str(value)) if value not in (None, "") else "unknown"
+        items.append(f"<dt>{escaped(name.replace('_', ' '))}</dt><dd>{shown}</dd>")
     return f"<dl>{''.join(items)}</dl>"
 
 
 def _again(result: BenchResult) -> str:
     facts = ", ".join(f"{name} {value}" for name, value in result.workload.items())
-    return f'<p>Again: <code>{_e(result.command or "not recorded")}</code></p><p class="note">{_e(facts)}</p>'
-
-
-def _note(text: str) -> str:
-    return f'<p class="note">{_e(text)}</p>'
-
-
-def _section(title: str, *pieces: str) -> str:
-    return f"<section><h2>{_e(title)}</h2>{''.join(pieces)}</section>"
-
-
-def _table(head: Row, rows: Iterable[Row]) -> str:
-    def line(cells: Row, tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{_e(cell)}</{tag}>" for cell in cells) + "</tr>"
-
-    body = "".join(line(row, "td") for row in rows)
-    return f'<div class="scroll"><table>{line(head, "th")}{body}</table></div>'
-
-
-def _e(text: str) -> str:
-    return html.escape(str(text))
+    return f'<p>Again: <code>{escaped(result.command or "not recorded")}</code></p><p class="note">{escaped(facts)}</p>'
