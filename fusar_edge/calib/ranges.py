@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,9 @@ class AbsoluteHistogram:
         if not self.top:
             self.counts[0] += absolute.size
             return
-        place = np.minimum((absolute * (BINS / self.top)).astype(np.int64), BINS - 1)
+        # In float64: BINS / top is no float32 for a range below 1e-35, and no float16 for one below 0.07.
+        bins = np.multiply(absolute, BINS / self.top, dtype=np.float64)
+        place = np.minimum(bins.astype(np.int64), BINS - 1)
         self.counts += np.bincount(place, minlength=BINS)
 
     def range(self, spec: RangeSpec) -> float:
@@ -135,28 +137,50 @@ def session_with_outputs(onnx_path: Path, tensors: Iterable[str], threads: int =
 
 
 def collect_ranges(
-    onnx_path: Path, tensors: Iterable[str], feeds: Iterable[Feeds], spec: RangeSpec
+    onnx_path: Path,
+    tensors: Iterable[str],
+    feeds: Iterable[Feeds],
+    spec: RangeSpec,
+    without: Mapping[str, npt.NDArray[np.int64]] | None = None,
 ) -> dict[str, float]:
     """Tensor name -> |x| that becomes 127, over all `feeds` (graph input -> array, one dict per run of the graph).
 
-    A range of 0 means that the tensor was 0 on every input. Inputs of the graph may be named too; feeds for inputs that
-    the named tensors do not need are ignored. Raises DataError where a tensor is not finite.
+    A range of 0 means that the tensor was 0 on every input. `without`: tensor name -> channels (last axis) that do not
+    count. Raises DataError where a tensor is not finite.
     """
     names = sorted(set(tensors))
+    histograms = {name: AbsoluteHistogram() for name in names}
+    for name, value in _values(onnx_path, names, feeds):
+        channels = (without or {}).get(name)
+        try:
+            histograms[name].add(value if channels is None else np.delete(value, channels, axis=-1))
+        except ValueError as problem:
+            raise DataError(f"{onnx_path}: {name} is {problem} on a calibration input; check the export") from None
+    return {name: histogram.range(spec) for name, histogram in histograms.items()}
+
+
+def channel_maxima(
+    onnx_path: Path, tensors: Iterable[str], feeds: Iterable[Feeds]
+) -> dict[str, npt.NDArray[np.floating[Any]]]:
+    """Tensor name -> largest |x| of each channel (last axis), over all `feeds`."""
+    found: dict[str, npt.NDArray[np.floating[Any]]] = {}
+    for name, value in _values(onnx_path, sorted(set(tensors)), feeds):
+        largest = np.abs(value).reshape(-1, value.shape[-1]).max(0)
+        found[name] = np.maximum(found[name], largest) if name in found else largest
+    return found
+
+
+def _values(onnx_path: Path, names: list[str], feeds: Iterable[Feeds]) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+    """Each of the named tensors on each feed. Inputs of the graph may be named too; feeds for inputs that the named
+    tensors do not need are ignored."""
     given = _input_names(onnx_path)
     inner = [name for name in names if name not in given]
     session = session_with_outputs(onnx_path, inner) if inner else None
-    histograms = {name: AbsoluteHistogram() for name in names}
     for feed in feeds:
         values = dict(feed)
         if session:
             values |= zip(inner, session.run(None, feed), strict=True)
-        for name, histogram in histograms.items():
-            try:
-                histogram.add(values[name])
-            except ValueError as problem:
-                raise DataError(f"{onnx_path}: {name} is {problem} on a calibration input; check the export") from None
-    return {name: histogram.range(spec) for name, histogram in histograms.items()}
+        yield from ((name, values[name]) for name in names)
 
 
 def _input_names(onnx_path: Path) -> set[str]:

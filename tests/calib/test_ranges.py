@@ -7,6 +7,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from onnx import TensorProto, helper, numpy_helper
 
 from fusar_edge.calib.ranges import BINS, AbsoluteHistogram, collect_ranges, least_divergence
@@ -14,6 +17,13 @@ from fusar_edge.errors import DataError
 from fusar_edge.specs import RangeSpec
 
 MAX = RangeSpec(method="max")
+STREAMS = st.sampled_from([np.float16, np.float32]).flatmap(
+    lambda kind: st.lists(
+        arrays(kind, st.integers(0, 40), elements={"allow_nan": False, "allow_infinity": False}), max_size=5
+    )
+)
+"""Arrays of one type, of any magnitude that it has."""
+TINY = np.array([1e-40, 2e-40, 3e-40], np.float32)
 
 
 @pytest.mark.parametrize("percentile", [60.0, 90.0, 99.0, 99.9, 100.0])
@@ -57,6 +67,39 @@ def test_the_order_of_a_stream_moves_a_percentile_by_bins_only() -> None:
         back.add(other)
     spec = RangeSpec(percentile=99)
     assert forth.range(spec) == pytest.approx(back.range(spec), abs=2 * max(forth.top, back.top) / BINS)
+
+
+def histogram_of(stream: list[np.ndarray]) -> AbsoluteHistogram:
+    histogram = AbsoluteHistogram()
+    for values in stream:
+        histogram.add(values)
+    return histogram
+
+
+@settings(deadline=None)
+@given(STREAMS)
+@example([TINY, np.array([3e38], np.float32)])
+def test_max_of_any_stream_is_that_of_all_its_values(stream: list[np.ndarray]) -> None:
+    everything = np.concatenate([np.zeros(1), *stream])
+    assert histogram_of(stream).range(MAX) == np.abs(everything).max()
+
+
+@settings(deadline=None)
+@given(STREAMS, st.floats(50, 100, exclude_min=True))
+@example([TINY], 60.0)
+@example([np.linspace(0, 0.01, 30, dtype=np.float16)], 60.0)
+def test_a_percentile_of_any_stream_covers_its_share_and_two_bins_less_do_not(
+    stream: list[np.ndarray], percentile: float
+) -> None:
+    """The definition itself, on values as they are: no histogram, no interpolation."""
+    everything = np.abs(np.concatenate([np.zeros(0), *stream]))
+    histogram = histogram_of(stream)
+    found = histogram.range(RangeSpec(percentile=percentile))
+    share = percentile / 100 * everything.size
+    assert histogram.counts.sum() == everything.size
+    assert np.count_nonzero(everything <= found * (1 + 1e-12)) >= share
+    assert np.count_nonzero(everything < found - 2 * histogram.top / BINS) < share or found == 0
+    assert found <= everything.max(initial=0)
 
 
 def int8_error(values: np.ndarray, clip: float) -> float:
