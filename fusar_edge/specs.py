@@ -158,18 +158,69 @@ class RangeSpec(_Spec, frozen=True):
     """Of |x|, for `percentile` alone."""
 
 
+class SetSpec(_Spec, frozen=True):
+    """Which tiles of the manifests the ranges come from, and which INT8 is compared on (fusar_edge.calib.choice)."""
+
+    tiles: Positive = 64
+    """Images, each with one question, its answer and its anchors, that the ranges are taken from."""
+    held_out: Positive = 16
+    """Images at most on which INT8 is compared with FP32; no range is taken from them."""
+    clusters: Positive = 8
+    """Kinds of land cover that take turns within a source."""
+    seed: int = 0
+
+
+class SmoothSpec(_Spec, frozen=True):
+    """SmoothQuant (Xiao et al., ICML 2023), folded into the model by `export --smooth` (fusar_edge.calib.smooth)."""
+
+    linears: tuple[str, ...]
+    """Patterns of the linears whose inputs are smoothed. Those that read one tensor share its factors: naming one of
+    them is enough."""
+    alphas: tuple[Fraction, ...] = (0.0, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9)
+    """Shares of the difficulty that move from activations to weights; the one with the least error is taken, for each
+    place. 0 with no factors at all is always among them."""
+    rows: Positive = 2048
+    """Rows of each activation on which the error is measured."""
+
+
+class OutlierSpec(_Spec, frozen=True):
+    """Input channels that are multiplied in float beside the INT8 product, where no fold can make them smaller."""
+
+    linears: tuple[str, ...]
+    """Patterns of the linears that may have such channels."""
+    ratio: Annotated[float, Meta(gt=1)] = 8.0
+    """A channel is an outlier where its largest |x| is so many times the median channel's."""
+    share: Rate = 0.02
+    """At most this share of a linear's channels."""
+
+
+class GateSpec(_Spec, frozen=True):
+    """What INT8 must keep of FP32 (fusar_edge.calib.gate). The first two are asked by `calibrate`, all by `build`."""
+
+    vision_cosine: Fraction = 0.995
+    """Least mean cosine of the visual tokens."""
+    vision_norm: Fraction = 0.01
+    """Largest distance of the mean ratio of their norms from 1."""
+    logits_cosine: Fraction = 0.99
+    token_agreement: Fraction = 0.97
+    """Least share of greedy tokens that are the same, each chain on its own visual tokens, fed the reference answer."""
+    logits_kl: Annotated[float, Meta(gt=0)] = 0.02
+    """Largest mean Kullback-Leibler divergence of the next token's distribution, nats."""
+    tasks: Fraction = 0.99
+    """Least ratio of each task metric to FP32's."""
+
+
 class CalibRecipe(_Spec, frozen=True):
     """calib/NAME.toml: which numbers become INT8, and how their ranges are found."""
 
     name: str
-    samples: Positive = 64
-    """Images (with their prompts and anchors) that the ranges are taken from."""
-    seed: int = 0
+    set: SetSpec = SetSpec()
     ranges: RangeSpec = RangeSpec()
+    smooth: SmoothSpec | None = None
+    outliers: OutlierSpec | None = None
     keep: dict[str, str] = {}
     """Pattern over layer names (fnmatch) -> the reason why the layer stays in higher precision."""
-    vision_cosine: Fraction = 0.99
-    """Least cosine of the INT8 visual tokens with FP32's."""
+    gate: GateSpec = GateSpec()
 
 
 # engines/NAME.toml --------------------------------------------------------------------------------------------------

@@ -22,17 +22,25 @@ from fusar_edge.export.run import settings
 from fusar_edge.export.vision_graph import VisionGraph
 from fusar_edge.manifest import Manifest, folder_hashes, write_manifest
 from fusar_edge.model.checkpoint import new_model, tokenizer_path
+from fusar_edge.model.network import FusarForConditionalGeneration
 from fusar_edge.recipes import load_recipe
 from fusar_edge.specs import ModelRecipe
 
 RECIPE = """
 name = "quick"
-samples = 4
+[set]
+tiles = 4
 [ranges]
 method = "percentile"
 percentile = 99.99
 [keep]
 "vision.patch_embed" = "8-bit pixels"
+[gate]                  # random weights
+vision_cosine = 0.99
+vision_norm = 0.02
+logits_cosine = 0.98
+token_agreement = 0.8
+logits_kl = 0.05
 """
 
 _FOLDER = tempfile.TemporaryDirectory(prefix="fusar-edge-tests-")
@@ -42,25 +50,33 @@ def _at(name: str) -> Path:
     return Path(_FOLDER.name) / name
 
 
-@functools.cache
-def fp32_folder() -> Path:
-    """As `export` makes it, without its proofs of equality."""
-    recipe, text = load_recipe("export", "fusar-tiny", ModelRecipe)
-    tokenizer = tokenizer_path(recipe, "fusar-tiny")
-    model = new_model(recipe, tokenizer).eval()
+def random_model() -> FusarForConditionalGeneration:
+    """fusar-tiny, random in every parameter."""
+    recipe, _ = load_recipe("export", "fusar-tiny", ModelRecipe)
+    model = new_model(recipe, tokenizer_path(recipe, "fusar-tiny")).eval()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.02)
-    folder = _at("fp32")
+    return model
+
+
+def write_fp32(model: FusarForConditionalGeneration, folder: Path) -> Path:
+    """As `export` makes it, without its proofs of equality."""
+    recipe, text = load_recipe("export", "fusar-tiny", ModelRecipe)
     folder.mkdir()
     vision, decoder = VisionGraph(model).eval(), DecoderGraph(model).eval()
     write_graph(vision, FusarVisionOnnxConfig(vision.config), folder / "vision.onnx")
     write_graph(decoder, FusarDecoderOnnxConfig(decoder.config), folder / "decoder.onnx")
-    (folder / "tokenizer.json").write_bytes(tokenizer.read_bytes())
+    (folder / "tokenizer.json").write_bytes(tokenizer_path(recipe, "fusar-tiny").read_bytes())
     manifest = Manifest(stage="export", recipe=text, files=folder_hashes(folder), settings=settings(model, recipe))
     write_manifest(folder, manifest)
     return folder
+
+
+@functools.cache
+def fp32_folder() -> Path:
+    return write_fp32(random_model(), _at("fp32"))
 
 
 @functools.cache
@@ -74,9 +90,18 @@ def int8_folder() -> Path:
 @functools.cache
 def tiles() -> Path:
     """Manifest of six speckle tiles; every other one has anchors."""
-    folder = _at("tiles")
+    return _speckle_tiles(_at("tiles"), seed=0)
+
+
+@functools.cache
+def other_tiles() -> Path:
+    """Six that nothing was calibrated on."""
+    return _speckle_tiles(_at("other"), seed=1)
+
+
+def _speckle_tiles(folder: Path, seed: int) -> Path:
     folder.mkdir()
-    generator = np.random.default_rng(0)
+    generator = np.random.default_rng(seed)
     rows = []
     for number in range(6):
         speckle = np.clip(generator.exponential(20, (64, 64)), 0, 255).astype(np.uint8)

@@ -13,6 +13,10 @@ from fusar_edge.manifest import FILENAME, Manifest, read_manifest
 from fusar_edge.runtime.bundle import DECODER, TOKENIZER, VISION, Bundle, BundleSettings, Prompts
 from fusar_edge.sar.radiometry import DEFAULT_RADIOMETRY, Radiometry
 
+LISTING, SMOOTHING_LISTING = "calibration.jsonl", "smoothing.jsonl"
+"""Tiles that `calibrate` and `export --smooth` chose (fusar_edge.calib.choice), in the folders that they make."""
+WORKSHOP_FILES = ("sensitivity.json", "sensitivity.html")
+"""What `calibrate --search` tells people; no bundle holds it."""
 STAGES = {"export": "fp32", "calibrate": "int8"}
 """Stage that made the folder -> precision of its graphs."""
 

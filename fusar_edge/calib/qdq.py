@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from fusar_edge.calib.outliers import Split, split_channels
 from fusar_edge.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -88,21 +89,28 @@ def int8_weight(weight: npt.NDArray[np.float32], axis: int) -> tuple[npt.NDArray
     return codes, scale
 
 
-def quantised(model: ModelProto, layers: list[Linear], ranges: Mapping[str, float]) -> ModelProto:
-    """A copy of `model` with Q/DQ around `layers`. `ranges`: activation name -> |x| that becomes 127."""
+def quantised(
+    model: ModelProto, layers: list[Linear], ranges: Mapping[str, float], splits: Mapping[str, Split] | None = None
+) -> ModelProto:
+    """A copy of `model` with Q/DQ around `layers`. `ranges`: activation name -> |x| that becomes 127.
+
+    `splits`: layer name -> its input channels that are multiplied in float beside the INT8 product.
+    """
     import onnx
 
     result = onnx.ModelProto()
     result.CopyFrom(model)
-    writer = _Writer(result, ranges)
+    splits = splits or {}
+    beside = split_channels(result, splits)
+    writer = _Writer(result, ranges, splits)
     chosen = {layer.name: layer for layer in layers}
     nodes = []
     for node in result.graph.node:
         layer = chosen.get(node.name)
         if layer is not None:
             node.input[0] = writer.activation(layer)
-            node.input[1] = writer.weight(layer.weight, layer.axis)
-        nodes += [*writer.take(), node]
+            node.input[1] = writer.weight(node.input[1], layer.axis)
+        nodes += [*writer.take(), node, *beside.get(node.name, [])]
     del result.graph.node[:]
     result.graph.node.extend(nodes)
     _drop_unused_initialisers(result)
@@ -113,8 +121,8 @@ def quantised(model: ModelProto, layers: list[Linear], ranges: Mapping[str, floa
 class _Writer:
     """Makes each constant and node once; nodes wait in `take` until their first consumer is placed."""
 
-    def __init__(self, model: ModelProto, ranges: Mapping[str, float]) -> None:
-        self.graph, self.ranges = model.graph, ranges
+    def __init__(self, model: ModelProto, ranges: Mapping[str, float], splits: Mapping[str, Split]) -> None:
+        self.graph, self.ranges, self.splits = model.graph, ranges, splits
         self.constants = {tensor.name: tensor for tensor in model.graph.initializer}
         self.done: dict[tuple[str, int], str] = {}
         self.pending: list[Any] = []
@@ -132,9 +140,11 @@ class _Writer:
         """
         from onnx import helper
 
-        scale = f"{layer.activation}_scale"
+        split = self.splits.get(layer.name)
+        scale = f"{layer.activation}_scale" if split is None else f"{layer.name}_input_scale"
         if (scale, -1) not in self.done:
-            self.done[scale, -1] = self._constant(scale, np.float32(self.ranges[layer.activation] / 127))
+            largest = self.ranges[layer.activation] if split is None else split.largest
+            self.done[scale, -1] = self._constant(scale, np.float32(largest / 127))
         zero = self._constant(f"{layer.name}_input_zero", np.int8(0))
         codes, result = f"{layer.name}_input_int8", f"{layer.name}_input"
         self.pending += [

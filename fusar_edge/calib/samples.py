@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from fusar_edge.anchors.per_image import read_anchor_file
 from fusar_edge.calib.graphs import GraphFolder
-from fusar_edge.data.triplets import Triplet, triplets_by_image
+from fusar_edge.data.triplets import Triplet, read_triplets, triplets_by_image
 from fusar_edge.errors import DataError
 from fusar_edge.export.baking.projector import read_projector
 from fusar_edge.runtime.backend import Backend, Floats, Int32
@@ -22,27 +22,17 @@ from fusar_edge.runtime.generate import Prefix
 from fusar_edge.runtime.tokenizer import Tokenizer
 from fusar_edge.sar.image import Grey, grey_from_file, resized
 
-HELD_OUT = 16
-"""Images at most on which INT8 is compared with FP32; no range is taken from them."""
 SINGLE_STEPS = 8
 """Answer tokens that are fed one by one, as in decoding; the rest of a longer answer follows in one run."""
 
 Feeds = dict[str, npt.NDArray[Any]]
 
 
-def split_samples(triplets: list[Triplet], count: int, seed: int) -> tuple[list[Triplet], list[Triplet]]:
-    """(for the ranges, held out): one question per image, the tasks in turn; no image is in both.
-
-    With fewer images than asked for, a fifth (at least one) is held out and the rest gives the ranges.
-    Raises DataError for fewer than two images.
-    """
-    groups = list(triplets_by_image(triplets).values())
-    if len(groups) < 2:
-        raise DataError(f"{len(groups)} image in the manifest: calibration needs 2 or more, one of them to compare on")
-    order = np.random.default_rng(seed).permutation(len(groups))
-    picked = [groups[k][turn % len(groups[k])] for turn, k in enumerate(order)]
-    held = min(HELD_OUT, max(1, len(picked) // 5))
-    return picked[held : held + count], picked[:held]
+def some_samples(manifests: Sequence[Path], images: int) -> list[Triplet]:
+    """One question of each of so many images, evenly over the manifests, the questions of an image in turn."""
+    groups = [group for path in manifests for group in triplets_by_image(read_triplets(path)).values()]
+    places = np.unique(np.linspace(0, len(groups) - 1, min(images, len(groups))).round().astype(int))
+    return [groups[place][turn % len(groups[place])] for turn, place in enumerate(places)]
 
 
 @dataclass(frozen=True)

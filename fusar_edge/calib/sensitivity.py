@@ -1,72 +1,131 @@
-"""Which layers suffer from INT8: one group of layers at a time in INT8, all others in FP32.
+"""What each layer costs in INT8: that layer alone in INT8, and all layers but that one.
 
-The reasons in [keep] of a recipe come from it.
+Every trial writes the pair of graphs with some layers in INT8, runs it on the held-out tiles and compares it with FP32.
+Ranges are measured once. A trial's figures are appended to a file as soon as they are known, under the layers that were
+in INT8; so a run that was killed goes on, and the search that follows pays for nothing twice.
 """
 
 from __future__ import annotations
 
-import re
+import json
 import shutil
-import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from fusar_edge.calib.compare import compared
-from fusar_edge.calib.graphs import GraphFolder, open_graphs
-from fusar_edge.calib.qdq import Linear, linears, quantised, save_graph
-from fusar_edge.calib.ranges import Feeds, collect_ranges
-from fusar_edge.calib.samples import SampleReader, split_samples
-from fusar_edge.data.triplets import Triplet, read_triplets
-from fusar_edge.recipes import load_recipe
-from fusar_edge.runtime.backend import Backend
-from fusar_edge.runtime.bundle import DECODER, VISION
+from fusar_edge.calib.compare import Reference
+from fusar_edge.calib.gate import stage_checks
+from fusar_edge.calib.graphs import GraphFolder
+from fusar_edge.calib.measured import MeasuredGraph
+from fusar_edge.errors import OutputExistsError
+from fusar_edge.manifest import sha256_text
 from fusar_edge.runtime.ort import open_ort
-from fusar_edge.specs import CalibRecipe
+from fusar_edge.specs import GateSpec
+
+Figures = dict[str, float]
+Progress = Callable[[int, int, str], None]
+STATE = "trials.jsonl"
 
 
-def group_of(layer: str) -> str:
-    """`vision.blocks.3.attn.qkv` -> `vision.blocks.*.attn.qkv`, a pattern that [keep] understands."""
-    return re.sub(r"(blocks|layers)\.\d+\.", r"\1.*.", layer)
+@dataclass(frozen=True)
+class LayerCost:
+    """One layer."""
+
+    layer: str
+    graph: str
+    alone: Figures
+    """Of the pair with this layer alone in INT8."""
+    without: Figures
+    """Of the pair with every layer but this one in INT8."""
+    share_alone: float
+    """Of the gate's allowances, the mean share that the layer alone uses up."""
+    share_saved: float
+    """What keeping it out of INT8 gives back of what all layers together use up."""
 
 
-def sensitivity(recipe_name: str, onnx_dir: Path, data: Sequence[Path]) -> dict[str, dict[str, float]]:
-    """Group of layers -> figures of `compare.compared` with that group alone in INT8; [keep] is ignored."""
-    recipe, _ = load_recipe("calib", recipe_name, CalibRecipe)
-    graphs = open_graphs(onnx_dir, stages=("export",))
-    samples, held_out = split_samples([t for path in data for t in read_triplets(path)], recipe.samples, recipe.seed)
-    reader, fp32 = SampleReader(graphs), open_ort(graphs.bundle())
-    vision_feeds = (feed for s in samples for feed in reader.vision_feeds(s))
-    decoder_feeds = (feed for s in samples for feed in reader.decoder_feeds(fp32, s))
-    figures: dict[str, dict[str, float]] = {}
-    for name, feeds in ((VISION, vision_feeds), (DECODER, decoder_feeds)):
-        figures |= _by_group(graphs, name, recipe, feeds, fp32, reader, held_out)
-    return figures
+class Trials:
+    """Pairs of graphs with any layers in INT8, each tried once."""
+
+    def __init__(
+        self,
+        graphs: GraphFolder,
+        found: Mapping[str, MeasuredGraph],
+        reference: Reference,
+        folder: Path,
+        identity: str,
+    ) -> None:
+        """`folder` keeps what was tried. OutputExistsError where it is that of another recipe, data or graphs."""
+        self.graphs, self.found, self.reference, self.folder = graphs, found, reference, folder
+        self.able = [layer.name for graph in found.values() for layer in graph.chosen()]
+        self.known = self._open(identity)
+
+    def _open(self, identity: str) -> dict[str, Figures]:
+        state = self.folder / STATE
+        if not state.is_file():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            state.write_text(json.dumps({"identity": identity}) + "\n")
+            return {}
+        first, *lines = state.read_text().splitlines()
+        if json.loads(first) != {"identity": identity}:
+            raise OutputExistsError(
+                f"{self.folder} holds an unfinished search with another recipe, data or graphs: give the same "
+                "arguments to go on with it, another --out, or remove that folder"
+            )
+        whole = [line for line in lines if line.endswith("}")]  # the last one may have been cut off by a kill
+        state.write_text("\n".join([first, *whole]) + "\n")
+        return {row["key"]: row["figures"] for row in map(json.loads, whole)}
+
+    def figures(self, int8: Collection[str]) -> Figures:
+        """Of the pair with these layers in INT8, against FP32."""
+        key = sha256_text("\n".join(sorted(int8)))
+        if key not in self.known:
+            self.known[key] = self._run(set(int8))
+            with open(self.folder / STATE, "a", encoding="utf-8") as file:
+                file.write(json.dumps({"key": key, "figures": self.known[key], "layers": len(int8)}) + "\n")
+        return self.known[key]
+
+    def _run(self, int8: set[str]) -> Figures:
+        work = self.folder / "pair"
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir()
+        try:
+            for name, graph in self.found.items():
+                layers = [layer for layer in graph.layers if layer.name in int8]
+                if layers:
+                    graph.write(work / name, layers)
+                else:
+                    for file in self.graphs.path.glob(f"{name}*"):
+                        (work / file.name).symlink_to(file.resolve())
+            return self.reference.compared(open_ort(self.graphs.bundle(work)))
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
 
 
-def _by_group(
-    graphs: GraphFolder,
-    name: str,
-    recipe: CalibRecipe,
-    feeds: Iterable[Feeds],
-    fp32: Backend,
-    reader: SampleReader,
-    held_out: list[Triplet],
-) -> dict[str, dict[str, float]]:
-    import onnx
+def used(figures: Figures, gate: GateSpec) -> list[float]:
+    """Share of each of the gate's allowances that is used up; the gate holds where none is above 1."""
+    return [
+        (1 - c.value) / max(1 - c.bound, 1e-9) if c.least else c.value / c.bound for c in stage_checks(figures, gate)
+    ]
 
-    model = onnx.load(graphs.path / name)
-    layers = linears(model)
-    ranges = collect_ranges(graphs.path / name, [layer.activation for layer in layers], feeds, recipe.ranges)
-    groups: dict[str, list[Linear]] = {}
-    for layer in layers:
-        if ranges[layer.activation] > 0:
-            groups.setdefault(group_of(layer.name), []).append(layer)
-    figures: dict[str, dict[str, float]] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for group, members in groups.items():
-            work = Path(folder) / "one"
-            shutil.copytree(graphs.path, work)
-            save_graph(quantised(model, members, ranges), work / name)
-            figures[group] = compared(open_ort(graphs.bundle(work)), fp32, reader, held_out)
-            shutil.rmtree(work)
-    return figures
+
+def holds(figures: Figures, gate: GateSpec) -> bool:
+    return all(check.holds for check in stage_checks(figures, gate))
+
+
+def sensitivities(trials: Trials, gate: GateSpec, progress: Progress) -> list[LayerCost]:
+    """Of every layer that would become INT8, in the order of the graphs."""
+    everything = trials.able
+    whole = mean(used(trials.figures(everything), gate))
+    rows = []
+    for number, layer in enumerate(everything, 1):
+        alone = trials.figures([layer])
+        without = trials.figures([name for name in everything if name != layer])
+        graph = next(name for name, graph in trials.found.items() if any(a.name == layer for a in graph.layers))
+        saved = whole - mean(used(without, gate))
+        rows.append(LayerCost(layer, graph, alone, without, mean(used(alone, gate)), saved))
+        progress(number, len(everything), layer)
+    return rows
+
+
+def mean(values: list[float]) -> float:
+    return sum(values) / len(values)

@@ -11,7 +11,7 @@ import typer
 from fusar_edge.anchors.cli import app as anchors_app
 from fusar_edge.commands.app import app
 from fusar_edge.commands.console import Force, Out, Recipe, bar, result, say
-from fusar_edge.errors import MissingExtraError
+from fusar_edge.errors import InputError, MissingExtraError
 
 Stage = Literal["base", "1", "2"]
 Precision = Literal["int8", "int8-fp16", "fp16", "fp32"]
@@ -49,13 +49,22 @@ def train(
     result({"out": str(out), "stage": manifest.stage, **manifest.figures})
 
 
-@app.command(epilog="Example: fusar-edge export fusar-tiny --checkpoint stage2 --out onnx")
+@app.command(
+    epilog="Example: fusar-edge export fusar-tiny --checkpoint stage2 --smooth w8a8-smoothquant "
+    "--data ssdd/train.jsonl --data sim/triplets.jsonl --out onnx"
+)
 def export(
     recipe: Recipe,
     checkpoint: Annotated[Path, typer.Option(help="Folder that `train` wrote.")],
     out: Annotated[Path | None, typer.Option(help="Folder to write. Default: export/out/RECIPE.")] = None,
     anchors: Annotated[
         Path | None, typer.Option(help="Table that `anchors bake` made: the graph takes its coefficients.")
+    ] = None,
+    smooth: Annotated[
+        str | None, typer.Option(help="Recipe of calib/ with [smooth]: fold SmoothQuant into the weights.")
+    ] = None,
+    data: Annotated[
+        list[Path] | None, typer.Option(help="Triplet manifest for --smooth; repeat for several. As for `calibrate`.")
     ] = None,
     force: Force = False,
 ) -> None:
@@ -64,30 +73,73 @@ def export(
     from fusar_edge.export.run import export_model
     from fusar_edge.manifest import read_manifest
 
-    folder = export_model(recipe, checkpoint, out, anchors=anchors, force=force, progress=say)
+    with bar("exporting") as step:
+        folder = export_model(
+            recipe,
+            checkpoint,
+            out,
+            anchors=anchors,
+            smooth=smooth,
+            data=data or (),
+            force=force,
+            progress=say,
+            bar=step,
+        )
     result({"out": str(folder), **read_manifest(folder).figures})
 
 
 @app.command(
-    epilog="Example: fusar-edge calibrate w8a8-percentile --onnx onnx --data ssdd/train.jsonl "
-    "--data sim/triplets.jsonl --out int8"
+    epilog="Example: fusar-edge calibrate w8a8-smoothquant --onnx onnx --data ssdd/train.jsonl "
+    "--data sim/triplets.jsonl --out int8; then: fusar-edge calibrate --compare onnx int8 --data ssdd/val.jsonl"
 )
 def calibrate(
-    recipe: Recipe,
-    onnx: Annotated[Path, typer.Option(help="Folder that `export` wrote.")],
+    recipe: Annotated[
+        str | None, typer.Argument(metavar="RECIPE", help="Name on the shelf, or a path to a .toml file.")
+    ] = None,
+    onnx: Annotated[Path | None, typer.Option(help="Folder that `export` wrote.")] = None,
     data: Annotated[
-        list[Path], typer.Option(help="Triplet manifest with the tiles to take ranges from; repeat for several.")
-    ],
-    out: Out,
+        list[Path] | None, typer.Option(help="Triplet manifest with the tiles to choose from; repeat for several.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write; it appears whole or not at all.")] = None,
+    search: Annotated[
+        bool, typer.Option("--search", help="Keep the fewest layers out of INT8 for which the gate holds.")
+    ] = False,
+    compare: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(metavar="A B", help="Name the first layer where two precisions part, and do nothing else."),
+    ] = None,
+    images: Annotated[int, typer.Option(min=1, help="Tiles that --compare runs.")] = 8,
+    lint: Annotated[
+        Path | None, typer.Option(metavar="INT8", help="List every product of INT8 graphs that is not in INT8 and why.")
+    ] = None,
     force: Force = False,
 ) -> None:
-    """FP32 graphs -> INT8 graphs with explicit Q/DQ, ranges from real tiles."""
+    """FP32 graphs -> INT8 graphs with explicit Q/DQ, ranges from real tiles.
+
+    --compare A B takes checkpoints, FP32 or INT8 graphs and bundles, A being the reference; exit code 1 where they
+    part. --lint INT8 asks TensorRT-RTX, where it is installed, what it makes of the graphs.
+    """
     need_workshop()
+    if compare is not None and lint is None:
+        compare_command(compare, data or [], images)
+        return
+    if lint is not None and compare is None:
+        lint_command(lint)
+        return
+    if compare is not None or recipe is None or onnx is None or not data or out is None:
+        raise InputError(
+            "calibrate takes RECIPE, --onnx, --data and --out; or --compare A B and --data; or --lint INT8"
+        )
     from fusar_edge.calib.run import calibrate as run
 
     with bar("calibrating") as step:
-        manifest = run(recipe, onnx, data, out, force=force, progress=step)
-    result({"out": str(out), **manifest.figures["int8_vs_fp32"]})
+        manifest = run(recipe, onnx, data, out, search=search, force=force, progress=step)
+    if search:
+        say(f"what each layer costs: {out / 'sensitivity.html'}")
+    kept = {name: why for graph in manifest.figures["graphs"].values() for name, why in graph["kept"].items()}
+    for name, why in kept.items():
+        say(f"not in INT8: {name}: {why}")
+    result({"out": str(out), **manifest.figures["int8_vs_fp32"], "kept": list(kept)})
 
 
 @app.command(epilog="Example: fusar-edge build cpu --onnx int8 --reference onnx --data ssdd/val.jsonl --out bundle")
@@ -96,16 +148,25 @@ def build(
     onnx: Annotated[Path, typer.Option(help="Folder that `calibrate` (INT8) or `export` (FP32) wrote.")],
     out: Out,
     data: Annotated[
-        Path | None, typer.Option(help="Manifest that training never saw: its task metrics go into the bundle.")
+        Path | None, typer.Option(help="Manifest that nothing was trained or calibrated on: the gate's questions.")
     ] = None,
-    reference: Annotated[Path | None, typer.Option(help="FP32 folder to measure beside it on --data.")] = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="FP32 folder that INT8 was made from; the gate compares with it.")
+    ] = None,
     images: Annotated[int | None, typer.Option(min=1, help="Only the first so many images of --data.")] = None,
+    waive: Annotated[
+        str | None, typer.Option(metavar="REASON", help="Build what does not pass the gate; the reason is recorded.")
+    ] = None,
     timing_cache: Annotated[
         Path | None, typer.Option(help="Folder of TensorRT's timings. Default: the user's cache folder.")
     ] = None,
     force: Force = False,
 ) -> None:
-    """Graphs -> bundle for one device, every file sealed by its hash. A TensorRT spec is built on its own device."""
+    """Graphs -> bundle for one device, every file sealed by its hash. A TensorRT spec is built on its own device.
+
+    INT8 has to keep what FP32 can do on --data (the recipe's [gate]); where it does not, there is no bundle.
+    """
+    from fusar_edge.calib.gate_table import gate_table
     from fusar_edge.engines.build import build as run
 
     with bar("building") as step:
@@ -116,11 +177,19 @@ def build(
             data=data,
             reference=reference,
             images=images,
+            waive=waive,
             timing_cache=timing_cache,
             force=force,
             progress=step,
         )
-    result({"out": str(out), "precision": manifest.settings["precision"], "files": len(manifest.files)})
+    gate = manifest.figures.get("gate")
+    if gate:
+        from rich.console import Console
+
+        Console(stderr=True, highlight=False).print(gate_table(gate))
+    held = None if gate is None else gate["holds"]
+    facts = {"precision": manifest.settings["precision"], "files": len(manifest.files), "gate_holds": held}
+    result({"out": str(out), **facts, "waiver": gate and gate["waiver"]})
 
 
 @app.command(epilog="Example: fusar-edge plan jetson-orin-nx-16gb --model fusar-gpt-7b --precision int8-fp16 --baked")
@@ -173,6 +242,41 @@ def bake_command(
             table, checkpoint, out, rank=rank, max_error=max_error, like=like, force=force, progress=step
         )
     result({"table": str(out), **manifest.figures["baked"], "credit": manifest.settings["credit"]})
+
+
+def compare_command(pair: tuple[Path, Path], data: list[Path], images: int) -> None:
+    from rich.console import Console
+
+    from fusar_edge.calib.divergence import compare_precisions, table
+    from fusar_edge.calib.samples import some_samples
+
+    if not data:
+        raise InputError("--compare A B runs both on tiles with questions and answers: give --data MANIFEST")
+    with bar("comparing") as step:
+        found = compare_precisions(*pair, some_samples(data, images), progress=step)
+    Console(stderr=True, highlight=False).print(table(found))
+    first = None if found.first is None else found.first.name
+    result({"first": first, "reason": found.reason, "layers": len(found.layers)})
+    if first is not None:
+        raise typer.Exit(1)
+
+
+def lint_command(folder: Path) -> None:
+    from rich.console import Console
+
+    from fusar_edge.calib.graphs import open_graphs
+    from fusar_edge.calib.lint import records, table
+    from fusar_edge.calib.summary import linted
+
+    graphs = open_graphs(folder, stages=("calibrate",))
+    compiled = find_spec("tensorrt_rtx_bindings") is not None and find_spec("tensorrt_rtx_libs") is not None
+    say("compiling with TensorRT-RTX" if compiled else "TensorRT-RTX is not installed: by the graphs' Q/DQ alone")
+    kept = {name: why for graph in graphs.manifest.figures["graphs"].values() for name, why in graph["kept"].items()}
+    found = linted(folder, kept, graphs.settings, compiled)
+    for name, findings in found.items():
+        Console(stderr=True, highlight=False).print(name, table(findings))
+    rows = [row for findings in found.values() for row in records(findings)]
+    result({"compiled": compiled, "products": len(rows), "not_int8": [row for row in rows if not row["int8"]]})
 
 
 def need_workshop() -> None:

@@ -25,7 +25,7 @@ from fusar_edge.errors import GateError
 CACHE = ("past", "new")
 KEPT = ("*patch_embed", "tlm*")
 """Linears that stay FP32: they are small."""
-SCALED = ("*.down_proj",)
+SCALED = ("*.down_proj", "*.outliers")
 """Linears whose inputs can go beyond FP16's 65,504 in large models: they are divided before and multiplied after."""
 SCALE = 64.0
 """A power of two, so that it costs no precision but below 0.004, where FP16 begins to lose digits then."""

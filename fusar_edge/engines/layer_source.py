@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from fusar_edge.calib.outliers import SUFFIX, with_outliers
+
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
 
@@ -37,6 +39,8 @@ class Place:
     scale: str | None
     rows: bool
     """[out, in] in the file; otherwise [in, out]."""
+    split: bool = False
+    """Some of its input channels are multiplied apart, in float (fusar_edge.calib.outliers)."""
 
 
 class LayerSource:
@@ -68,14 +72,17 @@ class LayerSource:
         maker = self.makers.get(node.input[1])
         if maker is None:
             return Place(node.input[1], None, rows)
-        return Place(maker.input[0], maker.input[1], rows)
+        return Place(maker.input[0], maker.input[1], rows, f"{layer}{SUFFIX}" in self.nodes)
 
     def weight(self, layer: str) -> Weight:
+        """Of a layer with outliers: floats, with what was taken out put back."""
         from onnx import numpy_helper
 
         place = self.place(layer)
         values = numpy_helper.to_array(self.tensors[place.values])
         scale = None if place.scale is None else numpy_helper.to_array(self.tensors[place.scale])
+        if place.split and scale is not None:
+            values, scale = with_outliers(values * scale, layer, self.tensors), None
         return Weight(values if place.rows else values.T, scale)
 
     def weights(self, layers: Iterable[str]) -> list[Weight]:

@@ -33,7 +33,7 @@ def without_weights(model: ModelProto, fused: ModelProto) -> ModelProto:
     result.CopyFrom(model)
     held = {tensor.name for tensor in fused.graph.initializer}
     for _, places in _products(fused, LayerSource(model)):
-        held |= {name for place in places for name in (place.values, place.scale) if name}
+        held |= {name for place in places for name in (place.values, place.scale) if name and not place.split}
     for tensor in result.graph.initializer:
         if tensor.name in held:
             tensor.ClearField("raw_data")
@@ -58,6 +58,8 @@ def with_weights(empty: ModelProto, fused: ModelProto) -> ModelProto:
             size = source.tensors[place.values].dims[0 if place.rows else 1]
             part = slice(first, first + size)
             first += size
+            if place.split:  # the fused graph holds it as one matrix: its parts stayed here
+                continue
             found |= _placed(place, values[part], None if scale is None else scale[part])
     for name, value in found.items():
         source.tensors[name].CopyFrom(numpy_helper.from_array(np.asarray(value, order="C"), name))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,21 +67,9 @@ def word_f1(said: str, reference: str) -> float:
 
 
 Rows = Sequence[tuple[float, ...]]
-"""What each question contributes; a metric is a function of their column sums."""
-
-
-def _interval(rows: Rows, figure: Callable[[np.ndarray], float], draws: int = 1000) -> list[float]:
-    """95 % bootstrap interval over questions, seeded."""
-    table = np.asarray(rows, np.float64)
-    rng = np.random.default_rng(0)
-    picks = rng.integers(len(table), size=(draws, len(table)))
-    values = [figure(table[pick].sum(0)) for pick in picks]
-    return [round(float(v), 4) for v in np.percentile(values, [2.5, 97.5])]
-
-
-def _figure(rows: Rows, figure: Callable[[np.ndarray], float]) -> dict[str, Any]:
-    value = figure(np.asarray(rows, np.float64).sum(0))
-    return {"value": round(float(value), 4), "interval_95": _interval(rows, figure)}
+Figure = Callable[[np.ndarray], float]
+DRAWS = 1000
+"""Of every bootstrap; all are seeded."""
 
 
 def _mean(total: np.ndarray) -> float:
@@ -93,61 +81,87 @@ def _f1(total: np.ndarray) -> float:
     return float(2 * total[0] / (total[1] + total[2])) if total[1] + total[2] else 1.0
 
 
+@dataclass(frozen=True)
+class Measure:
+    """One metric; more is better."""
+
+    rows: Rows
+    """What each question contributes; the metric is a function of their column sums."""
+    figure: Figure = _mean
+
+    def value(self) -> float:
+        return self.figure(np.asarray(self.rows, np.float64).sum(0))
+
+    def interval(self) -> tuple[float, float]:
+        """95 % bootstrap interval over questions."""
+        low, high = np.percentile([self.figure(t) for t in _draws(self.rows)], [2.5, 97.5])
+        return float(low), float(high)
+
+    def ratio_interval(self, other: Measure) -> tuple[float, float]:
+        """95 % paired bootstrap interval of this metric over `other`'s on the same questions; NaN where that is 0."""
+        pairs = zip(_draws(self.rows), _draws(other.rows), strict=True)
+        values = [(self.figure(a), other.figure(b)) for a, b in pairs]
+        ratios = [a / b for a, b in values if b]
+        low, high = np.percentile(ratios, [2.5, 97.5]) if ratios else (np.nan, np.nan)
+        return float(low), float(high)
+
+    def as_figures(self) -> dict[str, Any]:
+        return {"value": round(self.value(), 4), "interval_95": [round(v, 4) for v in self.interval()]}
+
+
+def _draws(rows: Rows) -> Iterator[np.ndarray]:
+    """Column sums of as many questions drawn with replacement; the same questions for tables of one length."""
+    table = np.asarray(rows, np.float64)
+    for pick in np.random.default_rng(0).integers(len(table), size=(DRAWS, len(table))):
+        yield table[pick].sum(0)
+
+
 def best_constant(references: Sequence[Any]) -> dict[str, Any]:
     """The single answer that is right most often on these very references, and how often."""
     answer, count = Counter(references).most_common(1)[0]
     return {"answer": answer, "accuracy": round(count / len(references), 4)}
 
 
-def _count(rows: list[Scored]) -> dict[str, Any]:
-    true = [parse_answer("count", r.reference).value for r in rows]
-    right = [(float(r.said.value == t), 1.0) for r, t in zip(rows, true, strict=True)]
-    errors = [abs(r.said.value - t) for r, t in zip(rows, true, strict=True) if r.said.ok]
-    return {
-        "accuracy": _figure(right, _mean),
-        "mean_absolute_error": round(float(np.mean(errors)), 4) if errors else None,
-        "best_constant": best_constant(true),
-    }
+def _share(right: Iterable[bool]) -> Measure:
+    return Measure([(float(r), 1.0) for r in right])
 
 
-def _grid(rows: list[Scored]) -> dict[str, Any]:
+def _count(rows: list[Scored]) -> dict[str, Measure]:
+    return {"accuracy": _share(r.said.value == parse_answer("count", r.reference).value for r in rows)}
+
+
+def _grid(rows: list[Scored]) -> dict[str, Measure]:
     exact, half, first = [], [], []
-    true = [parse_answer("grid", r.reference).value for r in rows]
-    for row, cells in zip(rows, true, strict=True):
-        said, wanted = set(row.said.value or ()) if row.said.ok else None, set(cells)
+    for row in rows:
+        wanted = set(parse_answer("grid", row.reference).value)
+        said = set(row.said.value or ()) if row.said.ok else None
         union = (said or set()) | wanted
         jaccard = len((said or set()) & wanted) / len(union) if union else 1.0
-        exact.append((float(said == wanted), 1.0))
-        half.append((float(said is not None and jaccard >= 0.5), 1.0))
+        exact.append(said == wanted)
+        half.append(said is not None and jaccard >= 0.5)
         digits = re.findall(r"[1-9]", row.said.text)
         named = int(digits[0]) if digits and row.said.ok else None
-        first.append((float(named in wanted if wanted else row.said.ok and named is None), 1.0))
-    return {
-        "acc_100": _figure(exact, _mean),
-        "acc_50": _figure(half, _mean),
-        "top_1": _figure(first, _mean),
-        "best_constant": best_constant(true),
-    }
+        first.append(named in wanted if wanted else row.said.ok and named is None)
+    return {"acc_100": _share(exact), "acc_50": _share(half), "top_1": _share(first)}
 
 
-def _classify(rows: list[Scored]) -> dict[str, Any]:
-    right = [(float(r.said.value == r.reference.strip()), 1.0) for r in rows]
-    return {"accuracy": _figure(right, _mean), "best_constant": best_constant([r.reference.strip() for r in rows])}
+def _classify(rows: list[Scored]) -> dict[str, Measure]:
+    return {"accuracy": _share(r.said.value == r.reference.strip() for r in rows)}
 
 
-def _detect(rows: list[Scored]) -> dict[str, Any]:
-    figures: dict[str, Any] = {}
+def _detect(rows: list[Scored]) -> dict[str, Measure]:
+    found = {}
     for threshold in (0.25, 0.50):
         sums = []
         for row in rows:
             true = parse_answer("detect", row.reference).value or ()
             said = row.said.value or () if row.said.ok else ()
             sums.append((float(matched_boxes(said, true, threshold)), float(len(said)), float(len(true))))
-        figures[f"f1_{threshold:.2f}"] = _figure(sums, _f1)
-    return figures
+        found[f"f1_{threshold:.2f}"] = Measure(sums, _f1)
+    return found
 
 
-def _caption(rows: list[Scored]) -> dict[str, Any]:
+def _caption(rows: list[Scored]) -> dict[str, Measure]:
     fields, words = [], []
     for row in rows:
         true, said = parse_answer("caption", row.reference).value, row.said.value
@@ -155,13 +169,24 @@ def _caption(rows: list[Scored]) -> dict[str, Any]:
         if isinstance(true, dict):
             got = said if isinstance(said, dict) else {}
             fields.append((float(sum(got.get(k) == v for k, v in true.items())), float(len(true))))
-    figures = {"word_f1": _figure(words, _mean)}
-    if fields:
-        figures["fields_right"] = _figure(fields, _mean)
-    return figures
+    return {"word_f1": Measure(words)} | ({"fields_right": Measure(fields)} if fields else {})
 
 
-_METRICS: dict[str, Callable[[list[Scored]], dict[str, Any]]] = {
+def _beside(task: str, rows: list[Scored]) -> dict[str, Any]:
+    """What is told of a task beside its measures."""
+    if task == "classify":
+        return {"best_constant": best_constant([r.reference.strip() for r in rows])}
+    if task not in ("count", "grid"):
+        return {}
+    true = [parse_answer(task, r.reference).value for r in rows]
+    constant = {"best_constant": best_constant(true)}
+    if task == "grid":
+        return constant
+    errors = [abs(r.said.value - t) for r, t in zip(rows, true, strict=True) if r.said.ok]
+    return {"mean_absolute_error": round(float(np.mean(errors)), 4) if errors else None, **constant}
+
+
+_MEASURES: dict[str, Callable[[list[Scored]], dict[str, Measure]]] = {
     "count": _count,
     "grid": _grid,
     "classify": _classify,
@@ -170,16 +195,26 @@ _METRICS: dict[str, Callable[[list[Scored]], dict[str, Any]]] = {
 }
 
 
+def measures(scored: Sequence[Scored]) -> dict[str, dict[str, Measure]]:
+    """Task -> its metrics by name, `parsed` (answers that parse) among them."""
+    return {
+        task: {"parsed": _share(row.said.ok for row in rows), **_MEASURES[task](rows)}
+        for task, rows in _by_task(scored).items()
+    }
+
+
 def task_metrics(scored: Sequence[Scored]) -> dict[str, dict[str, Any]]:
     """Task -> its metrics, with the number of questions and the share of answers that parse."""
+    found = {}
+    for task, rows in _by_task(scored).items():
+        figures = {name: measure.as_figures() for name, measure in _MEASURES[task](rows).items()}
+        parsed = round(sum(r.said.ok for r in rows) / len(rows), 4)
+        found[task] = {"questions": len(rows), "parsed": parsed, **figures, **_beside(task, rows)}
+    return found
+
+
+def _by_task(scored: Sequence[Scored]) -> dict[str, list[Scored]]:
     tasks: dict[str, list[Scored]] = {}
     for row in scored:
         tasks.setdefault(row.task, []).append(row)
-    return {
-        task: {
-            "questions": len(rows),
-            "parsed": round(sum(r.said.ok for r in rows) / len(rows), 4),
-            **_METRICS[task](rows),
-        }
-        for task, rows in tasks.items()
-    }
+    return tasks

@@ -214,3 +214,29 @@ def check_files(
             gate.check("decoder.new", reference["new"], outputs["new"])
             gate.check_tokens(reference["logits"], outputs["next_ids"])
     return gate.figures
+
+
+def check_fold(model: FusarForConditionalGeneration, fold: Callable[[], None], spec: ExportSpec) -> dict[str, Any]:
+    """Figures of Hugging Face's own forward after `fold` changed the weights, against before. GateError beyond bounds.
+
+    The model is compared as a whole: logits of every position, and the tower's tokens.
+    """
+    gate = Gate(spec, "folded against unfolded")
+    given = sample(model, 1)
+    pixels = torch.from_numpy(given.vision["pixels"])
+    patches, grid = hf_patches_from_grey(pixels)
+
+    def outputs() -> tuple[Array, Array]:
+        with torch.no_grad():
+            model.model.rope_deltas = None
+            ids = torch.from_numpy(given.input_ids).long()
+            logits = Qwen2_5_VLForConditionalGeneration.forward(
+                model, input_ids=ids, pixel_values=patches, image_grid_thw=grid, use_cache=False
+            ).logits.numpy()
+            return model.model.visual(patches, grid).numpy(), logits
+
+    before = outputs()
+    fold()
+    for name, reference, measured in zip(("vision.visual_tokens", "decoder.logits"), before, outputs(), strict=True):
+        gate.check(name, reference, measured)
+    return gate.figures

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from fusar_edge.export.decoder_graph import DecoderGraph
 from fusar_edge.export.graph_file import write_graph
 from fusar_edge.export.onnx_configs import FusarDecoderOnnxConfig, FusarVisionOnnxConfig
 from fusar_edge.export.parity import check_against_hugging_face, check_files
+from fusar_edge.export.smoothing import Progress, Smoothed, smoothed, smoothing
 from fusar_edge.export.vision_graph import VisionGraph
 from fusar_edge.manifest import (
     Manifest,
@@ -42,11 +43,16 @@ def export_model(
     out: Path | None = None,
     *,
     anchors: Path | None = None,
+    smooth: str | None = None,
+    data: Sequence[Path] = (),
     force: bool = False,
     progress: Callable[[str], None] = lambda step: None,
+    bar: Progress = lambda done, total, what: None,
 ) -> Path:
     """Export a checkpoint; returns the folder, `export/out/NAME` unless given. `progress` is told each step.
 
+    `smooth`: a recipe of calib/ with [smooth], whose factors are chosen on tiles of the manifests `data` and folded
+    into the weights (SmoothQuant): the graphs say the same and are easier to quantise. `bar(done, total, what)` counts.
     `anchors`: a table that `anchors bake` made from this checkpoint; the vision graph takes its coefficients, and
     projector.npz, which makes them of vectors, lies beside it. RecipeError, CheckpointError, AnchorError,
     OutputExistsError; GateError where equality fails. Any error leaves no output.
@@ -54,20 +60,27 @@ def export_model(
     recipe, text = load_recipe("export", recipe_name, ModelRecipe)
     out = Path(out) if out else Path("export") / "out" / recipe.name
     check_output(out, force)
+    wanted = smoothing(smooth, data)
     progress("reading the checkpoint")
     model, tokenizer, parent = load_checkpoint(Path(checkpoint))
     check_shapes(model, recipe, Path(checkpoint))
     baked = None if anchors is None else _baked_of(model, Path(anchors), Path(checkpoint))
     with output_folder(out, force=force) as work:
+        facts, folded = settings(model, recipe, baked), Smoothed({}, {}, {})
+        if wanted is not None:
+            progress("smoothing activations")
+            folded = smoothed(model, Path(checkpoint), parent, facts, wanted, recipe.export, work, bar)
         figures = write_graphs(model, recipe, work, progress, baked)
         shutil.copyfile(tokenizer, work / "tokenizer.json")
         manifest = Manifest(
             stage="export",
             recipe=text,
-            inputs=lineage(Path(checkpoint), parent) | ({"anchors/basis.npz": baked.basis_sha256} if baked else {}),
+            inputs=lineage(Path(checkpoint), parent)
+            | ({"anchors/basis.npz": baked.basis_sha256} if baked else {})
+            | folded.inputs,
             files=folder_hashes(work),
-            figures=figures,
-            settings=settings(model, recipe, baked),
+            figures=figures | folded.figures,
+            settings=facts | folded.settings,
             packages=package_versions("torch", "transformers", "optimum", "optimum-onnx", "onnx", "onnxruntime"),
         )
         write_manifest(work, manifest)

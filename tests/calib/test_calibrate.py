@@ -13,11 +13,11 @@ import pytest
 import tiny_graphs
 
 from fusar_edge.calib.compare import cosine, norm_ratio
+from fusar_edge.calib.graphs import LISTING
+from fusar_edge.calib.measured import NO_ANCHORS
 from fusar_edge.calib.qdq import linears
-from fusar_edge.calib.run import NO_ANCHORS, calibrate
-from fusar_edge.calib.samples import split_samples
-from fusar_edge.data.triplets import Triplet, read_triplets
-from fusar_edge.errors import DataError, GateError, InputError, OutputExistsError, RecipeError
+from fusar_edge.calib.run import calibrate
+from fusar_edge.errors import GateError, InputError, OutputExistsError, RecipeError
 from fusar_edge.manifest import read_manifest, sha256_file, verify_files
 from fusar_edge.recipes import load_recipe, recipe_names
 from fusar_edge.specs import CalibRecipe
@@ -50,7 +50,7 @@ def test_the_folder_is_a_third_of_fp32s_and_whole() -> None:
     manifest = read_manifest(folder)
     assert manifest.stage == "calibrate"
     assert manifest.settings["precision"] == "int8"
-    assert set(manifest.files) == {"vision.onnx", "decoder.onnx", "tokenizer.json"}
+    assert set(manifest.files) == {"vision.onnx", "decoder.onnx", "tokenizer.json", LISTING}
     verify_files(folder, manifest)
     for name, figures in manifest.figures["graphs"].items():
         assert (folder / name).stat().st_size == figures["bytes_int8"] < 0.4 * figures["bytes_fp32"]
@@ -60,9 +60,19 @@ def test_the_manifest_names_every_calibration_tile_by_its_hash() -> None:
     inputs = read_manifest(tiny_graphs.int8_folder()).inputs
     data = tiny_graphs.tiles()
     listed = {name.removeprefix("tile/"): value for name, value in inputs.items() if name.startswith("tile/")}
-    assert sum(name.endswith(".png") for name in listed) == 4
+    assert sum(name.endswith(".png") for name in listed) == 5  # four for the ranges, one held out
     assert all(sha256_file(data.parent.parent / name) == value for name, value in listed.items())
     assert inputs["vision.onnx"] == sha256_file(tiny_graphs.fp32_folder() / "vision.onnx")
+
+
+def test_the_manifest_says_what_is_not_in_int8_and_why_and_how_much_is() -> None:
+    figures = read_manifest(tiny_graphs.int8_folder()).figures
+    assert figures["not_int8"]["vision.patch_embed"] == "8-bit pixels"
+    assert "decoder.layers.0.self_attn/MatMul" in figures["not_int8"]
+    assert figures["int8_macs"]["tile"]["weights"] > 0.99
+    assert 0.88 < figures["int8_macs"]["tile"]["all"] < 0.92
+    for stored in figures["stored"].values():
+        assert 1.0 < stored["bytes_each"] < 1.1
 
 
 def test_no_operator_outside_the_one_onnx_set_is_written() -> None:
@@ -73,7 +83,7 @@ def test_no_operator_outside_the_one_onnx_set_is_written() -> None:
 
 
 def test_below_the_gate_nothing_is_written(tmp_path: Path) -> None:
-    recipe = recipe_file(tmp_path, tiny_graphs.RECIPE.replace("samples", "vision_cosine = 1.0\nsamples"))
+    recipe = recipe_file(tmp_path, tiny_graphs.RECIPE.replace("vision_cosine = 0.99", "vision_cosine = 1.0"))
     with pytest.raises(GateError, match="Nothing was written"):
         calibrate(recipe, tiny_graphs.fp32_folder(), [tiny_graphs.tiles()], tmp_path / "out")
     assert [p.name for p in tmp_path.iterdir()] == ["r.toml"]
@@ -85,18 +95,18 @@ def test_without_anchors_the_layers_that_only_anchors_reach_stay_in_fp32(tmp_pat
     rows = [json.loads(line) for line in tiny_graphs.tiles().read_text().splitlines()]
     data = tmp_path / "plain.jsonl"
     data.write_text("\n".join(json.dumps({k: v for k, v in row.items() if k != "aef"}) for row in rows[:3]))
-    ticks: list[tuple[int, int]] = []
+    ticks: list[tuple[int, int, str]] = []
     recipe = recipe_file(tmp_path)
     manifest = calibrate(
         recipe,
         tiny_graphs.fp32_folder(),
         [data],
         tmp_path / "out",
-        progress=lambda done, total: ticks.append((done, total)),
+        progress=lambda *at: ticks.append(at),
     )
     kept = manifest.figures["graphs"]["vision.onnx"]["kept"]
     assert {name for name, reason in kept.items() if reason == NO_ANCHORS} == {"tlm.film_mlp.0", "tlm.film_mlp.2"}
-    assert ticks == [(done, 5) for done in range(1, 6)]  # two images twice, one held out
+    assert ticks == [(done, 3, "choosing tiles") for done in (1, 2, 3)] + [(done, 4, "ranges") for done in range(1, 5)]
 
 
 def test_an_output_that_exists_is_refused_before_anything_is_read(tmp_path: Path) -> None:
@@ -121,31 +131,6 @@ def test_an_unknown_recipe_key_is_named(tmp_path: Path) -> None:
     recipe = recipe_file(tmp_path, "entropy = true\n" + tiny_graphs.RECIPE)
     with pytest.raises(RecipeError, match="entropy"):
         calibrate(recipe, tiny_graphs.fp32_folder(), [tiny_graphs.tiles()], tmp_path / "out")
-
-
-def test_no_image_is_both_calibrated_on_and_held_out() -> None:
-    triplets = read_triplets(tiny_graphs.tiles())
-    samples, held_out = split_samples(triplets * 3, 64, seed=3)
-    assert not {s.image for s in samples} & {s.image for s in held_out}
-    assert len(samples) + len(held_out) == 6
-
-
-def test_the_questions_of_an_image_take_turns() -> None:
-    triplets = [
-        Triplet(image=Path(f"{image}.png"), question=task, answer="1", task=task)
-        for image in range(50)
-        for task in ("count", "grid", "detect")
-    ]
-    samples, _ = split_samples(triplets, 30, seed=0)
-    assert {task: sum(s.task == task for s in samples) for task in ("count", "grid", "detect")} == dict.fromkeys(
-        ("count", "grid", "detect"), 10
-    )
-
-
-def test_one_image_is_too_few() -> None:
-    triplet = read_triplets(tiny_graphs.tiles())[0]
-    with pytest.raises(DataError, match="2 or more"):
-        split_samples([triplet], 8, seed=0)
 
 
 @pytest.mark.parametrize("name", recipe_names("calib"))

@@ -47,7 +47,10 @@ RANGE = 8.0
 
 
 def slice_7b(graph: Literal["vision.onnx", "decoder.onnx"], folder: Path, layers: int = 1) -> BundleSettings:
-    """Write the INT8 graph at 7B width into `folder`, with the layers kept in FP32 that the shipped recipe keeps."""
+    """Write the INT8 graph at 7B width into `folder`, with the layers kept in FP32 that the shipped recipe keeps.
+
+    `layers`: of the decoder.
+    """
     small = msgspec.toml.decode(small_model.SMALL_RECIPE, type=ModelRecipe)
     vision, text = small.vision, msgspec.structs.replace(TEXT_7B, num_hidden_layers=layers)
     if graph == VISION:
@@ -78,11 +81,17 @@ def new_model(recipe: ModelRecipe) -> FusarForConditionalGeneration:
     return FusarForConditionalGeneration(config).eval()
 
 
+def kept_7b(model: onnx.ModelProto) -> dict[str, str]:
+    """Float layers of the graph that the shipped recipe keeps -> why."""
+    keep = load_recipe("calib", "w8a8-percentile", CalibRecipe)[0].keep
+    return {a.name: why for a in linears(model) for pattern, why in keep.items() if fnmatchcase(a.name, pattern)}
+
+
 def to_int8(path: Path) -> None:
     """In place, as `calibrate` does, but for the ranges."""
     model = onnx.load(path)
-    keep = load_recipe("calib", "w8a8-percentile", CalibRecipe)[0].keep
-    chosen = [a for a in linears(model) if not any(fnmatchcase(a.name, pattern) for pattern in keep)]
+    kept = kept_7b(model)
+    chosen = [layer for layer in linears(model) if layer.name not in kept]
     result = quantised(model, chosen, {layer.activation: RANGE for layer in chosen})
     half_embeddings(result)
     for file in path.parent.glob(f"{path.name}*"):

@@ -1,6 +1,6 @@
 """The compile gate at the width of Qwen2.5-VL-7B: few layers, random weights, both profiles, vision batch 1 to 8.
 
-Slow (`pytest -m slow`): exporting a slice takes longer than compiling it, and 4 to 5 GB of memory.
+Slow (`pytest -m slow`): exporting a slice takes longer than compiling it, and the decoder's 10 GB of memory.
 """
 
 from __future__ import annotations
@@ -10,10 +10,14 @@ import os
 from pathlib import Path
 
 import msgspec
+import onnx
 import pytest
-from slices import TEXT_7B, slice_7b
+from slices import TEXT_7B, kept_7b, slice_7b
 
+from fusar_edge.calib.lint import lint
+from fusar_edge.calib.macs import stored_bytes
 from fusar_edge.engines.compile_gate import BINDINGS, LIBRARIES, compiled
+from fusar_edge.engines.kernels import Kernels
 from fusar_edge.engines.memory import decoder_scratch, vision_scratch, weight_format
 from fusar_edge.engines.profiles import decoder_profiles, vision_profiles
 from fusar_edge.engines.shapes import shape_from_recipe
@@ -32,6 +36,17 @@ BLOCK = ("attn.qkv", "attn.proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj
 LAYER = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj")
 
 
+def assert_only_kept_layers_and_products_of_activations_are_listed(path: Path, kernels: Kernels) -> None:
+    """By the lint, before and after the engine was asked. TLM's resize, a constant, counts as the latter."""
+    model = onnx.load(path)
+    kept = kept_7b(model)
+    listed = {finding.name: finding for finding in lint(model, kept) if not finding.int8}
+    assert set(listed) == set(kept) | {node.name for node in model.graph.node if "/MatMul" in node.name}
+    for name, finding in listed.items():
+        assert finding.reason == kept[name] if name in kept else finding.kind in ("activations", "geometry")
+    assert lint(model, kept, kernels) == lint(model, kept)
+
+
 def test_vision_at_7b_width_builds_for_batches_of_1_to_8_with_every_linear_in_int8(tmp_path: Path) -> None:
     settings = slice_7b(VISION, tmp_path)
     assert (settings.channels, settings.image_size, settings.cells) == (TEXT_7B.hidden_size, 504, 18)
@@ -39,6 +54,8 @@ def test_vision_at_7b_width_builds_for_batches_of_1_to_8_with_every_linear_in_in
     linears = {f"vision.blocks.{block}.{name}" for block in (0, 1) for name in BLOCK}
     linears |= {"vision.merger.mlp.0", "vision.merger.mlp.2", "tlm.film_mlp.0", "tlm.film_mlp.2"}
     assert result.kernels.int8 == linears
+    assert_only_kept_layers_and_products_of_activations_are_listed(tmp_path / VISION, result.kernels)
+    assert stored_bytes(tmp_path / VISION).bytes_per_quantised_parameter <= 1.1
     # Products of activations, and the patch embedding that the recipe keeps.
     assert {name for name in result.kernels.floating if "MatMul" not in name} == {"vision.patch_embed"}
     assert result.plan_bytes < 1.1 * (tmp_path / VISION).stat().st_size
@@ -57,12 +74,15 @@ def test_vision_at_7b_width_builds_for_batches_of_1_to_8_with_every_linear_in_in
 
 
 def test_the_decoder_at_7b_width_builds_with_both_profiles_and_its_linears_in_int8(tmp_path: Path) -> None:
-    settings = slice_7b(DECODER, tmp_path)
+    settings = slice_7b(DECODER, tmp_path, layers=2)
     assert (settings.kv_heads, settings.head_dim) == (4, 128)
     prefill, decode = decoder_profiles(settings, 512, 1024)
     both, alone = (compiled(tmp_path / DECODER, profiles) for profiles in ([prefill, decode], [decode]))
-    assert both.kernels.int8 == {f"decoder.layers.0.{name}" for name in LAYER} | {"decoder.lm_head"}
+    linears = {f"decoder.layers.{layer}.{name}" for layer in (0, 1) for name in LAYER}
+    assert both.kernels.int8 == linears | {"decoder.lm_head"}
     assert alone.kernels.int8 == both.kernels.int8
+    assert_only_kept_layers_and_products_of_activations_are_listed(tmp_path / DECODER, both.kernels)
+    assert stored_bytes(tmp_path / DECODER).bytes_per_quantised_parameter <= 1.1
     shape = shape_from_recipe(load_recipe("export", "fusar-gpt-7b", ModelRecipe)[0], "7b")
     spec = msgspec.structs.replace(load_recipe("engines", "h200", EngineSpec)[0], prefill_tokens=512, cache_tokens=1024)
     assert both.kernels.scratch_bytes is not None

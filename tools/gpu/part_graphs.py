@@ -22,13 +22,16 @@ from fusar_edge.runtime.bundle import DECODER, VISION
 TILES = 3
 RECIPE = f"""
 name = "session"
-samples = {TILES - 1}
-vision_cosine = 0.5       # random weights: the part `engines` compares INT8 with INT8
+[set]
+tiles = {TILES - 1}
 [ranges]
 method = "percentile"
 percentile = 99.99
 [keep]
 "vision.patch_embed" = "8-bit pixels"
+[gate]                    # random weights: the part `engines` compares INT8 with INT8
+vision_cosine = 0.5
+vision_norm = 1.0
 """
 
 

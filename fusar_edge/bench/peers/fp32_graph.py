@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from fusar_edge.calib.outliers import SUFFIX, with_outliers
 from fusar_edge.errors import BundleError, MissingExtraError
 from fusar_edge.manifest import output_folder
 from fusar_edge.runtime.bundle import DECODER, TENSORRT, VISION, Bundle
@@ -23,10 +24,14 @@ def fp32_model(path: Path) -> ModelProto:
 
 
 def fp32_from(model: ModelProto) -> ModelProto:
-    """In place: INT8 weights are dequantised, Q/DQ pairs of activations go, FP16 tables become FP32."""
+    """In place: INT8 weights are dequantised, Q/DQ pairs of activations go, FP16 tables become FP32.
+
+    Channels that were multiplied apart (fusar_edge.calib.outliers) come back into their weight.
+    """
     import onnx
     from onnx import numpy_helper
 
+    layers = {name: layer for node in model.graph.node if (layer := node.name) for name in node.input[1:2]}
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     passed: dict[str, str] = {}  # output of a node that goes -> what is read instead
     kept = []
@@ -35,10 +40,13 @@ def fp32_from(model: ModelProto) -> ModelProto:
         if node.op_type == "DequantizeLinear" and source in constants:
             weight, scale = (numpy_helper.to_array(constants[name]) for name in node.input[:2])
             axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
-            value = dequantised(weight, scale, axis)
+            value = with_outliers(dequantised(weight, scale, axis), layers.get(node.output[0], ""), constants)
             model.graph.initializer.append(numpy_helper.from_array(value, node.output[0]))
         elif node.op_type in ("QuantizeLinear", "DequantizeLinear"):
             passed[node.output[0]] = source
+        elif node.name.rpartition("/")[0].endswith(SUFFIX) or node.name.endswith(SUFFIX):
+            if node.op_type == "Add":
+                passed[node.output[0]] = passed.get(node.input[0], node.input[0])
         else:
             node.input[:] = [passed.get(name, name) for name in node.input]
             kept.append(node)

@@ -1,0 +1,81 @@
+"""What an INT8 pair of graphs is made of: products not in INT8 with their reasons, work, bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fusar_edge.calib.lint import Finding, lint
+from fusar_edge.calib.macs import counted, decoder_dims, int8_share, node_macs, stored_bytes, tile_share, vision_dims
+from fusar_edge.errors import GateError
+from fusar_edge.runtime.bundle import DECODER, VISION, BundleSettings
+
+QUESTION_TOKENS, ANSWER_TOKENS = 40, 16
+"""Beside the image's: what a tile's share is counted for."""
+MOST_BYTES = 1.1
+"""Of a quantised parameter, with its scales and the graph's structure."""
+
+
+def int8_summary(folder: Path, settings: BundleSettings, kept: Mapping[str, str]) -> dict[str, Any]:
+    """Figures of vision.onnx and decoder.onnx in `folder`; `kept`: layer -> why it is not quantised.
+
+    GateError where a file is larger than INT8 weights explain.
+    """
+    import onnx
+
+    models = {name: onnx.load(folder / name) for name in (VISION, DECODER)}
+    prompt = settings.cells**2 + QUESTION_TOKENS
+    sizes = {
+        "vision": (VISION, vision_dims(settings)),
+        "prefill": (DECODER, decoder_dims(settings, prompt, 0)),
+        "step": (DECODER, decoder_dims(settings, 1, prompt)),
+    }
+    findings = {name: lint(model, kept) for name, model in models.items()}
+    shares = {
+        part: int8_share(counted(findings[graph], node_macs(models[graph], dims)))
+        for part, (graph, dims) in sizes.items()
+    }
+    both = [finding for found in findings.values() for finding in found]
+    shares["tile"] = tile_share(settings, models[VISION], models[DECODER], both, prompt, ANSWER_TOKENS)
+    return {
+        "int8_macs": {part: {k: round(v, 4) for k, v in share.items()} for part, share in shares.items()},
+        "macs_counted_for": {"prompt_tokens": prompt, "answer_tokens": ANSWER_TOKENS},
+        "not_int8": {finding.name: finding.reason for finding in both if not finding.int8},
+        "stored": {name: _stored(folder / name) for name in (VISION, DECODER)},
+    }
+
+
+def _stored(path: Path) -> dict[str, Any]:
+    stored = stored_bytes(path)
+    each = stored.bytes_per_quantised_parameter
+    if each > MOST_BYTES:
+        raise GateError(
+            f"{path.name} takes {each:.3f} bytes for each quantised parameter (floating tensors apart); at most "
+            f"{MOST_BYTES} is allowed: its codes take {stored.codes}, scales {stored.scales}, outliers "
+            f"{stored.outliers}, the rest {stored.rest} bytes"
+        )
+    floats = sum(stored.floating.values())
+    return {
+        "bytes": stored.total,
+        "floating": floats,
+        "parameters_int8": stored.parameters,
+        "bytes_each": round(each, 4),
+    }
+
+
+def linted(folder: Path, kept: Mapping[str, str], settings: BundleSettings, compiled: bool) -> dict[str, list[Finding]]:
+    """Every product of both graphs. `compiled`: TensorRT-RTX builds them first, and has the last word."""
+    import onnx
+
+    found = {}
+    for name in (VISION, DECODER):
+        engine = None
+        if compiled:
+            from fusar_edge.engines.compile_gate import compiled as built
+            from fusar_edge.engines.profiles import decoder_profiles, vision_profiles
+
+            profiles = vision_profiles(settings, 1) if name == VISION else decoder_profiles(settings, 512, 1024)
+            engine = built(folder / name, profiles).kernels
+        found[name] = lint(onnx.load(folder / name), kept, engine)
+    return found

@@ -1,0 +1,173 @@
+"""INT8 bundles show that they keep what FP32 can do, or are not made."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import tiny_graphs
+from onnx import numpy_helper
+from test_build import WAIVER, spec_file
+
+from fusar_edge.calib.audit import audit
+from fusar_edge.calib.choice import read_listing
+from fusar_edge.calib.graphs import LISTING
+from fusar_edge.engines.build import build
+from fusar_edge.errors import DataError, GateError, InputError
+from fusar_edge.manifest import Manifest, folder_hashes, read_manifest, write_manifest
+
+
+def prove(tmp_path: Path, graphs: Path | None = None, **options: object) -> Manifest:
+    given = {"data": tiny_graphs.other_tiles(), "reference": tiny_graphs.fp32_folder()} | options
+    return build(spec_file(tmp_path), graphs or tiny_graphs.int8_folder(), tmp_path / "bundle", **given)  # type: ignore[arg-type]
+
+
+def changed_graphs(folder: Path, graph: str, tensor: str, factor: float) -> Path:
+    """INT8 graphs in which one tensor is multiplied, sealed again: as if `calibrate` had a bug."""
+    shutil.copytree(tiny_graphs.int8_folder(), folder)
+    model = onnx.load(folder / graph)
+    held = next(t for t in model.graph.initializer if t.name == tensor)
+    held.CopyFrom(numpy_helper.from_array((numpy_helper.to_array(held) * factor).astype(np.float32), tensor))
+    onnx.save(model, folder / graph)
+    manifest = read_manifest(folder)
+    manifest.files = folder_hashes(folder)
+    write_manifest(folder, manifest)
+    return folder
+
+
+def test_a_bundle_carries_every_check_with_its_bound_and_interval(tmp_path: Path) -> None:
+    gate = prove(tmp_path).figures["gate"]
+    assert gate["holds"]
+    assert gate["waiver"] is None
+    assert gate["failed"] == []
+    checks = {check["name"]: check for check in gate["checks"]}
+    stages = ("vision_cosine", "vision_norm", "logits_cosine", "token_agreement", "logits_kl")
+    assert set(checks) == {"graphs_as_written", *stages, "count.parsed", "count.accuracy"}
+    assert checks["vision_cosine"]["bound"] == 0.99
+    assert checks["count.parsed"]["value"] == 1
+    assert checks["count.parsed"]["interval_95"] == [1, 1]
+    assert "6 questions" in checks["count.accuracy"]["note"]
+    manifest = read_manifest(tmp_path / "bundle")
+    assert manifest.figures["gate"] == gate
+    memory = manifest.figures["memory"]
+    assert 20 < memory["started_mib"] < memory["peak_mib"] < 1000
+
+
+@pytest.mark.parametrize(
+    ("graph", "tensor", "layer"),
+    [
+        ("vision.onnx", "vision.blocks.2.mlp.down_proj.weight_axis1_scale", "vision.blocks.2.mlp.down_proj"),
+        ("vision.onnx", "vision.merger.mlp.2.weight_axis1_scale", "vision.merger.mlp.2"),
+        ("decoder.onnx", "decoder.layers.3.self_attn.v_proj.weight_axis1_scale", "decoder.layers.3.self_attn.v_proj"),
+        ("vision.onnx", "vision.blocks.4.mlp/Mul_output_scale", "vision.blocks.4.mlp.down_proj"),
+    ],
+)
+def test_one_scale_times_one_and_a_half_leaves_no_bundle(tmp_path: Path, graph: str, tensor: str, layer: str) -> None:
+    graphs = changed_graphs(tmp_path / "graphs", graph, tensor, 1.5)
+    with pytest.raises(GateError, match=rf"graphs_as_written 1, at most 0 is asked for \({graph}: {layer}: "):
+        prove(tmp_path, graphs)
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_one_channel_times_one_and_a_half_is_found_too(tmp_path: Path) -> None:
+    factor = np.ones(256, np.float32)
+    factor[17] = 1.5
+    tensor = "decoder.layers.3.self_attn.o_proj.weight_axis1_scale"
+    graphs = changed_graphs(tmp_path / "graphs", "decoder.onnx", tensor, factor)  # type: ignore[arg-type]
+    with pytest.raises(GateError, match=r"o_proj: 1 output channels are not their FP32 weights in INT8 \(channel 17"):
+        prove(tmp_path, graphs)
+
+
+def test_a_norm_that_is_not_that_of_fp32_is_found(tmp_path: Path) -> None:
+    graphs = changed_graphs(tmp_path / "graphs", "vision.onnx", "vision.blocks.0.norm1.weight", 1.5)
+    with pytest.raises(GateError, match=r"vision\.blocks\.0\.norm1\.weight is not that of FP32"):
+        prove(tmp_path, graphs)
+
+
+def test_graphs_as_calibrate_wrote_them_have_nothing_wrong() -> None:
+    figures = read_manifest(tiny_graphs.int8_folder()).figures["graphs"]
+    for name in ("vision.onnx", "decoder.onnx"):
+        found = audit(tiny_graphs.int8_folder() / name, tiny_graphs.fp32_folder() / name, figures[name]["ranges"])
+        assert found == []
+
+
+def test_what_falls_behind_leaves_no_bundle_and_is_named(tmp_path: Path) -> None:
+    graphs = with_gate(tmp_path / "graphs", "token_agreement = 1.0\nlogits_kl = 1e-9")
+    with pytest.raises(GateError, match=r"INT8 falls behind FP32 in \d of 8 checks: .*logits_kl .*at most 1e-09"):
+        prove(tmp_path, graphs)
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_a_waiver_builds_it_and_stands_in_the_manifest_beside_what_fails(tmp_path: Path) -> None:
+    graphs = with_gate(tmp_path / "graphs", "token_agreement = 0.1\nlogits_kl = 1e-9")
+    gate = prove(tmp_path, graphs, waive="a field trial, see ticket 12").figures["gate"]
+    assert not gate["holds"]
+    assert gate["waiver"] == "a field trial, see ticket 12"
+    assert [text.split()[0] for text in gate["failed"]] == ["logits_kl"]
+
+
+def test_a_waiver_that_is_not_needed_is_not_recorded(tmp_path: Path) -> None:
+    gate = prove(tmp_path, waive="just in case").figures["gate"]
+    assert gate["holds"]
+    assert gate["waiver"] is None
+
+
+def with_gate(folder: Path, bounds: str) -> Path:
+    """INT8 graphs whose recipe asks for more."""
+    shutil.copytree(tiny_graphs.int8_folder(), folder)
+    manifest = read_manifest(folder)
+    manifest.recipe = manifest.recipe[: manifest.recipe.index("[gate]")] + f"[gate]\nvision_cosine = 0.99\n{bounds}"
+    write_manifest(folder, manifest)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"data": None, "reference": None}, r"are INT8, and a bundle of them shows .*--waive REASON"),
+        ({"reference": None}, r"give --data MANIFEST .* and --reference FP32"),
+        ({"waive": "  "}, "say it in words"),
+    ],
+)
+def test_what_the_proof_needs_is_asked_for_before_anything_is_done(
+    tmp_path: Path, options: dict[str, object], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        prove(tmp_path, **options)
+    assert [path.name for path in tmp_path.iterdir()] == ["spec.toml"]
+
+
+def test_fp32_graphs_need_no_proof_and_take_no_waiver(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="are FP32, no gate is asked of them"):
+        build(spec_file(tmp_path), tiny_graphs.fp32_folder(), tmp_path / "bundle", waive=WAIVER)
+
+
+def test_the_tiles_of_the_calibration_set_are_no_proof(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"tiles\.jsonl"):
+        prove(tmp_path, data=tiny_graphs.tiles())
+
+
+def test_a_copy_of_one_calibration_tile_among_others_is_found(tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in tiny_graphs.other_tiles().read_text().splitlines()]
+    for row in rows:
+        row["image"] = str(tiny_graphs.other_tiles().parent / row["image"])
+        row.pop("aef", None)
+    chosen = next(iter(read_listing(tiny_graphs.int8_folder() / LISTING)))["image"]
+    shutil.copy(tiny_graphs.tiles().parents[1] / chosen, tmp_path / "renamed.png")
+    rows.append(rows[0] | {"image": str(tmp_path / "renamed.png")})
+    data = tmp_path / "val.jsonl"
+    data.write_text("\n".join(json.dumps(row) for row in rows))
+    with pytest.raises(DataError, match=r"renamed\.png"):
+        prove(tmp_path, data=data)
+
+
+def test_another_fp32_folder_than_int8_was_made_from_is_refused(tmp_path: Path) -> None:
+    shutil.copytree(tiny_graphs.fp32_folder(), tmp_path / "other")
+    with open(tmp_path / "other" / "vision.onnx", "ab") as file:
+        file.write(b"\x72\x00")
+    with pytest.raises(InputError, match=r"other/vision\.onnx is not what .* was made from"):
+        prove(tmp_path, reference=tmp_path / "other")
