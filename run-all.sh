@@ -30,12 +30,12 @@ fusar-edge train fusar-tiny --stage base --scale $scale --data "$real@4" --data 
 fusar-edge train fusar-tiny --stage 1 --scale $scale --init "$out/base" --data "$out/sim/triplets.jsonl" --out "$out/stage1" $fresh
 fusar-edge train fusar-tiny --stage 2 --scale $scale --init "$out/stage1" --data "$real" --data "$out/sim/triplets.jsonl" --out "$out/stage2" $fresh
 
-fusar-edge export fusar-tiny --checkpoint "$out/stage2" --out "$out/onnx" $fresh
-fusar-edge calibrate w8a8-percentile --onnx "$out/onnx" --data "$real" --data "$out/sim/triplets.jsonl" --out "$out/int8" $fresh
-fusar-edge build cpu --onnx "$out/onnx" --out "$out/bundle-fp32" $fresh
-fusar-edge build cpu --onnx "$out/int8" --out "$out/bundle" $fresh
-
-fusar-edge eval "$out/bundle-fp32" --data "$held_out" --images $images --json "$out/fp32.json" $fresh
+# Calibration tiles are of what it was trained on; the gate asks about tiles that it never saw.
+tiles=(--data "$real" --data "$out/sim/triplets.jsonl")
+fusar-edge export fusar-tiny --checkpoint "$out/stage2" --smooth w8a8-smoothquant "${tiles[@]}" --out "$out/onnx" $fresh
+fusar-edge calibrate w8a8-smoothquant --onnx "$out/onnx" "${tiles[@]}" --out "$out/int8" $fresh
+fusar-edge build cpu --onnx "$out/int8" --reference "$out/onnx" --data "$held_out" --images $images \
+    --waive "run-all.sh: so short a training shows the pipeline, and may fail the gate by a few answers" --out "$out/bundle" $fresh
 fusar-edge eval "$out/bundle" --data "$held_out" --images $images --json "$out/int8.json" $fresh
 
 scene=$(ls "$out"/sim-val/scenes/*.tif | head -n 1)

@@ -159,7 +159,7 @@ class RangeSpec(_Spec, frozen=True):
 
 
 class SetSpec(_Spec, frozen=True):
-    """Which tiles of the manifests the ranges come from, and which INT8 is compared on (fusar_edge.calib.choice)."""
+    """Which tiles of the manifests the ranges come from, and which INT8 is compared on (fusar_edge.calib.tiles)."""
 
     tiles: Positive = 64
     """Images, each with one question, its answer and its anchors, that the ranges are taken from."""
@@ -171,12 +171,12 @@ class SetSpec(_Spec, frozen=True):
 
 
 class SmoothSpec(_Spec, frozen=True):
-    """SmoothQuant (Xiao et al., ICML 2023), folded into the model by `export --smooth` (fusar_edge.calib.smooth)."""
+    """SmoothQuant (Xiao et al., ICML 2023), folded in by `export --smooth` (fusar_edge.calib.smoothquant)."""
 
     linears: tuple[str, ...]
     """Patterns of the linears whose inputs are smoothed. Those that read one tensor share its factors: naming one of
     them is enough."""
-    alphas: tuple[Fraction, ...] = (0.0, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9)
+    alphas: tuple[Fraction, ...] = (0.0, 0.25, 0.5, 0.7, 0.8, 0.9, 1.0)
     """Shares of the difficulty that move from activations to weights; the one with the least error is taken, for each
     place. 0 with no factors at all is always among them."""
     rows: Positive = 2048
@@ -190,7 +190,7 @@ class OutlierSpec(_Spec, frozen=True):
     """Patterns of the linears that may have such channels."""
     ratio: Annotated[float, Meta(gt=1)] = 8.0
     """A channel is an outlier where its largest |x| is so many times the median channel's."""
-    share: Rate = 0.02
+    share: Rate = 0.01
     """At most this share of a linear's channels."""
 
 

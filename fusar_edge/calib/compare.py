@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fusar_edge.calib.samples import Feeds, SampleReader, vision_tokens
+from fusar_edge.calib.tiles.samples import Feeds, SampleReader, vision_tokens
 from fusar_edge.data.triplets import Triplet
 from fusar_edge.runtime.backend import Backend
 

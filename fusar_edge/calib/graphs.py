@@ -14,7 +14,7 @@ from fusar_edge.runtime.bundle import DECODER, TOKENIZER, VISION, Bundle, Bundle
 from fusar_edge.sar.radiometry import DEFAULT_RADIOMETRY, Radiometry
 
 LISTING, SMOOTHING_LISTING = "calibration.jsonl", "smoothing.jsonl"
-"""Tiles that `calibrate` and `export --smooth` chose (fusar_edge.calib.choice), in the folders that they make."""
+"""Tiles that `calibrate` and `export --smooth` chose (fusar_edge.calib.tiles.choice), in the folders that they make."""
 WORKSHOP_FILES = ("sensitivity.json", "sensitivity.html")
 """What `calibrate --search` tells people; no bundle holds it."""
 STAGES = {"export": "fp32", "calibrate": "int8"}

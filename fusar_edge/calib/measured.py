@@ -8,12 +8,12 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fusar_edge.calib.fusion import fused_linears
 from fusar_edge.calib.graphs import GraphFolder
 from fusar_edge.calib.outliers import Split, outlier_channels
+from fusar_edge.calib.products.fusion import fused_linears
 from fusar_edge.calib.qdq import Linear, half_embeddings, kept_layers, linears, quantised, reaches, save_graph
 from fusar_edge.calib.ranges import Feeds, channel_maxima, collect_ranges
-from fusar_edge.calib.samples import SampleReader
+from fusar_edge.calib.tiles.samples import SampleReader
 from fusar_edge.data.triplets import Triplet
 from fusar_edge.errors import RecipeError
 from fusar_edge.runtime.backend import Backend

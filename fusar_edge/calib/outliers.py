@@ -3,9 +3,10 @@
     y = Q(x) Q(W with zero rows at the outliers) + x[outliers] W[outliers]
 
 One range for a tensor has to hold its largest channel, and all others get what is left of 127 levels. Where a norm or a
-linear stands before, SmoothQuant folds the difference away (fusar_edge.calib.seams). Behind a GELU or SiLU nothing can
-be folded: there the few large channels leave the INT8 product (as in LLM.int8(), Dettmers et al., NeurIPS 2022, but
-chosen at calibration). The range is then that of the other channels; an outlier that is clipped meets a weight of 0.
+linear stands before, SmoothQuant folds the difference away (fusar_edge.calib.smoothquant). Behind a GELU or SiLU
+nothing can be folded: there the few large channels leave the INT8 product (as in LLM.int8(), Dettmers et al., NeurIPS
+2022, but chosen at calibration). The range is then that of the other channels; an outlier that is clipped meets a
+weight of 0.
 """
 
 from __future__ import annotations

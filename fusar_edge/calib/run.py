@@ -8,12 +8,13 @@ from pathlib import Path
 
 import msgspec
 
-from fusar_edge.calib.choice import CalibrationSet, choose, listing, write_listing
 from fusar_edge.calib.compare import Reference
 from fusar_edge.calib.graphs import LISTING, GraphFolder, open_graphs
 from fusar_edge.calib.measured import measured, passes
-from fusar_edge.calib.samples import SampleReader, sample_files
-from fusar_edge.calib.summary import int8_summary
+from fusar_edge.calib.products.summary import int8_summary
+from fusar_edge.calib.tiles.choice import CalibrationSet, choose
+from fusar_edge.calib.tiles.listing import listing, write_listing
+from fusar_edge.calib.tiles.samples import SampleReader, sample_files
 from fusar_edge.errors import GateError, RecipeError
 from fusar_edge.manifest import (
     FILENAME,
@@ -66,7 +67,7 @@ def calibrate(
         shutil.copytree(graphs.path, work, dirs_exist_ok=True, ignore=shutil.ignore_patterns(FILENAME, "*.onnx*"))
         also_kept: dict[str, str] = {}
         if search:
-            from fusar_edge.calib.search import searched
+            from fusar_edge.calib.search.run import searched
 
             also_kept = searched(graphs, recipe, found, reference, identity(chosen, text, graphs), out, work, step)
         graph_figures = {name: graph.written(work / name, also_kept) for name, graph in found.items()}

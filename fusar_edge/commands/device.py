@@ -89,13 +89,21 @@ def interpret(
 
 @app.command(epilog="Example: fusar-edge verify default")
 def verify(bundle: Annotated[str, typer.Argument(metavar="BUNDLE", help="Bundle folder, or `default`.")]) -> None:
-    """Check every file of a bundle against its hash, and open both graphs."""
+    """Check every file of a bundle against its hash, open both graphs, and say whether INT8 passed the gate."""
     from fusar_edge.runtime.bundle import open_bundle
     from fusar_edge.runtime.session import Session
 
     opened = open_bundle(bundle)
     Session(opened, threads=1)
-    result({"bundle": str(opened.folder), "ok": True, "sha256": opened.sha256, "files": len(opened.manifest.files)})
+    gate = opened.manifest.figures.get("gate", {})
+    if opened.settings.precision != "fp32":
+        passed = "passed" if gate.get("holds") else f"waived: {gate['waiver']}" if gate else "not asked"
+        say(f"gate on INT8 against FP32 (docs/int8.md): {passed}")
+        for failed in gate.get("failed", ()):
+            say(f"  failed: {failed}")
+    facts = {"gate_holds": gate.get("holds"), "waiver": gate.get("waiver")} if gate else {}
+    files = len(opened.manifest.files)
+    result({"bundle": str(opened.folder), "ok": True, "sha256": opened.sha256, "files": files, **facts})
 
 
 @app.command(epilog="Example: fusar-edge eval default --data ssdd/val.jsonl --json metrics.json")

@@ -247,8 +247,8 @@ def bake_command(
 def compare_command(pair: tuple[Path, Path], data: list[Path], images: int) -> None:
     from rich.console import Console
 
-    from fusar_edge.calib.divergence import compare_precisions, table
-    from fusar_edge.calib.samples import some_samples
+    from fusar_edge.calib.divergence.run import compare_precisions, table
+    from fusar_edge.calib.tiles.samples import some_samples
 
     if not data:
         raise InputError("--compare A B runs both on tiles with questions and answers: give --data MANIFEST")
@@ -265,8 +265,8 @@ def lint_command(folder: Path) -> None:
     from rich.console import Console
 
     from fusar_edge.calib.graphs import open_graphs
-    from fusar_edge.calib.lint import records, table
-    from fusar_edge.calib.summary import linted
+    from fusar_edge.calib.products.lint import records, table
+    from fusar_edge.calib.products.summary import linted
 
     graphs = open_graphs(folder, stages=("calibrate",))
     compiled = find_spec("tensorrt_rtx_bindings") is not None and find_spec("tensorrt_rtx_libs") is not None

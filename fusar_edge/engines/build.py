@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from fusar_edge.calib.graphs import WORKSHOP_FILES, GraphFolder, open_graphs
-from fusar_edge.calib.samples import SampleReader
+from fusar_edge.calib.tiles.samples import SampleReader
 from fusar_edge.engines.footprint import footprint
 from fusar_edge.engines.fuse import compared_with_plain, fuse_decoder
 from fusar_edge.engines.plans import build_plans, check_memory, open_target

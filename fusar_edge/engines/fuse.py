@@ -11,7 +11,7 @@ import numpy as np
 from fusar_edge.calib.compare import Array, cosine, norm_ratio
 from fusar_edge.calib.graphs import GraphFolder
 from fusar_edge.calib.qdq import save_graph
-from fusar_edge.calib.samples import SampleReader
+from fusar_edge.calib.tiles.samples import SampleReader
 from fusar_edge.engines.fused import fused
 from fusar_edge.engines.plain_twin import without_weights
 from fusar_edge.errors import GateError

@@ -9,11 +9,11 @@ from typing import Any
 import msgspec
 
 from fusar_edge.calib.audit import audit
-from fusar_edge.calib.choice import check_disjoint, read_listing
 from fusar_edge.calib.compare import Reference
 from fusar_edge.calib.gate import Check, stage_checks, task_checks, verdict
 from fusar_edge.calib.graphs import LISTING, SMOOTHING_LISTING, GraphFolder, open_graphs
-from fusar_edge.calib.samples import SampleReader, some_samples
+from fusar_edge.calib.tiles.listing import check_disjoint, read_listing
+from fusar_edge.calib.tiles.samples import SampleReader, some_samples
 from fusar_edge.errors import InputError, RecipeError
 from fusar_edge.eval.metrics import Scored, task_metrics
 from fusar_edge.eval.run import Progress, ask_manifest
@@ -61,7 +61,7 @@ def proof_request(
             "give --data MANIFEST (tiles that nothing was trained or calibrated on) and --reference FP32; or --waive "
             "REASON"
         )
-    _check_disjoint(graphs, data, images)
+    _check_disjoint(graphs, data)
     return ProofRequest(graphs, _gate(graphs), data, base, images, waive, _audited(graphs, base))
 
 
@@ -73,11 +73,11 @@ def _gate(graphs: GraphFolder) -> GateSpec:
         raise RecipeError(f"{graphs.path}: the recipe in its manifest: {problem}; calibrate it again") from None
 
 
-def _check_disjoint(graphs: GraphFolder, data: Path | None, images: int | None) -> None:
+def _check_disjoint(graphs: GraphFolder, data: Path | None) -> None:
     listings = [path for name in (LISTING, SMOOTHING_LISTING) if (path := graphs.path / name).is_file()]
     if data is not None:
         for path in listings:
-            check_disjoint(read_listing(path), data, graphs.radiometry, images)
+            check_disjoint(read_listing(path), data, graphs.radiometry)
 
 
 def _audited(graphs: GraphFolder, reference: GraphFolder | None) -> tuple[str, ...]:

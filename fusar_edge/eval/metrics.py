@@ -92,6 +92,10 @@ class Measure:
     def value(self) -> float:
         return self.figure(np.asarray(self.rows, np.float64).sum(0))
 
+    def successes(self) -> float:
+        """What the metric counts: right answers, matched boxes, right fields; fractions of them where it is graded."""
+        return float(sum(row[0] for row in self.rows))
+
     def interval(self) -> tuple[float, float]:
         """95 % bootstrap interval over questions."""
         low, high = np.percentile([self.figure(t) for t in _draws(self.rows)], [2.5, 97.5])

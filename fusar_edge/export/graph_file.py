@@ -22,6 +22,8 @@ FORBIDDEN = {
 }  # fmt: skip
 """Operators that one of TensorRT 8.6 to 11 does not build (DESIGN section 3)."""
 
+TABLE = 1024
+"""Bytes from which a Constant is a table and no shape or index."""
 LARGE = 1 << 30
 """Bytes of weights from which they go to a file of their own, NAME.onnx.data: one protobuf ends at 2 GiB."""
 
@@ -35,6 +37,7 @@ def write_graph(module: nn.Module, config: OnnxConfig, path: Path, opset: int = 
     fix_shapes(model, module, config)
     drop_idle_casts(model)
     name_by_layer(model)
+    share_tables(model)
     if sum(w.ByteSize() for w in model.graph.initializer) > large:
         data = f"{path.name}.data"
         onnx.save_model(model, path, save_as_external_data=True, location=data, size_threshold=1024)
@@ -81,6 +84,25 @@ def drop_idle_casts(model: onnx.ModelProto) -> None:
         for node in model.graph.node:
             node.input[:] = [source if name == result else name for name in node.input]
             node.output[:] = [source if name == result else name for name in node.output]
+
+
+def share_tables(model: onnx.ModelProto) -> None:
+    """Keep one of several equal Constants: each block of the tower comes with rotary tables of its own.
+
+    54 MB at 7B and 504 px; 1.2 MB of fusar-tiny, a fifth of its INT8 vision graph.
+    """
+    first: dict[bytes, str] = {}
+    same: dict[str, str] = {}
+    for node in [n for n in model.graph.node if n.op_type == "Constant"]:
+        value = node.attribute[0].SerializeToString()
+        if len(value) < TABLE:
+            continue
+        kept = first.setdefault(value, node.output[0])
+        if kept != node.output[0]:
+            same[node.output[0]] = kept
+            model.graph.node.remove(node)
+    for node in model.graph.node:
+        node.input[:] = [same.get(name, name) for name in node.input]
 
 
 @contextlib.contextmanager

@@ -9,8 +9,9 @@ from typing import Any
 
 import msgspec
 
-from fusar_edge.calib.choice import choose, listing, write_listing
 from fusar_edge.calib.graphs import SMOOTHING_LISTING, GraphFolder
+from fusar_edge.calib.tiles.choice import choose
+from fusar_edge.calib.tiles.listing import listing, write_listing
 from fusar_edge.errors import InputError, RecipeError
 from fusar_edge.export.parity import check_fold
 from fusar_edge.manifest import Manifest, sha256_file
@@ -69,7 +70,7 @@ def smoothed(
 
     `exported`: what export.run.settings says of the model. GateError where the model then is not what it was.
     """
-    from fusar_edge.calib.smooth import smooth
+    from fusar_edge.calib.smoothquant.smooth import smooth
 
     assert wanted.recipe.smooth is not None
     known = {name: value for name, value in exported.items() if name in BundleSettings.__struct_fields__}

@@ -20,15 +20,15 @@ from rich.console import Console
 from runtime.fake_tensorrt import FakeTensorrt, write_trt_bundle
 
 from fusar_edge.calib.compare import cosine, norm_ratio
-from fusar_edge.calib.divergence import Divergence, LayerFigures, compare_precisions, table
+from fusar_edge.calib.divergence.layer_sums import LayerSums
+from fusar_edge.calib.divergence.run import Divergence, LayerFigures, compare_precisions, table
+from fusar_edge.calib.divergence.sides import open_side
+from fusar_edge.calib.divergence.taps import LOGITS, TOKENS, plain_tensors
 from fusar_edge.calib.graphs import open_graphs
-from fusar_edge.calib.layer_sums import LayerSums
 from fusar_edge.calib.outliers import Split
-from fusar_edge.calib.planted import plant
 from fusar_edge.calib.qdq import linears, quantised
-from fusar_edge.calib.samples import SampleReader, vision_tokens
-from fusar_edge.calib.sides import open_side
-from fusar_edge.calib.taps import LOGITS, TOKENS, plain_tensors
+from fusar_edge.calib.smoothquant.planted import plant
+from fusar_edge.calib.tiles.samples import SampleReader, vision_tokens
 from fusar_edge.data.triplets import Triplet, read_triplets
 from fusar_edge.engines.fuse import fuse_decoder
 from fusar_edge.errors import DataError, InputError

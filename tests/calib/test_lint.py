@@ -14,8 +14,9 @@ import tiny_graphs
 from onnx import TensorProto, helper, numpy_helper
 from rich.console import Console
 
-from fusar_edge.calib.fusion import fused_linears
-from fusar_edge.calib.lint import (
+from fusar_edge.calib.outliers import Split
+from fusar_edge.calib.products.fusion import fused_linears
+from fusar_edge.calib.products.lint import (
     BUILT_FLOATING,
     BUILT_INT8,
     BUILT_UNNAMED,
@@ -30,7 +31,6 @@ from fusar_edge.calib.lint import (
     records,
     table,
 )
-from fusar_edge.calib.outliers import Split
 from fusar_edge.calib.qdq import linears, quantised
 from fusar_edge.engines.kernels import Kernels
 

@@ -15,8 +15,9 @@ import tiny_graphs
 from onnx import TensorProto, helper, numpy_helper
 
 from fusar_edge.calib.graphs import open_graphs
-from fusar_edge.calib.lint import Finding, lint
-from fusar_edge.calib.macs import (
+from fusar_edge.calib.outliers import Split
+from fusar_edge.calib.products.lint import Finding, lint
+from fusar_edge.calib.products.macs import (
     counted,
     decoder_dims,
     int8_share,
@@ -26,7 +27,6 @@ from fusar_edge.calib.macs import (
     tile_share,
     vision_dims,
 )
-from fusar_edge.calib.outliers import Split
 from fusar_edge.calib.qdq import half_embeddings, linears, quantised, save_graph
 from fusar_edge.engines.memory import weight_format
 from fusar_edge.engines.roofline import Work, arithmetic_of, decoder_work, vision_work

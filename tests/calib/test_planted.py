@@ -9,9 +9,9 @@ import pytest
 import tiny_graphs
 
 from fusar_edge.calib.graphs import open_graphs
-from fusar_edge.calib.planted import plant
 from fusar_edge.calib.run import calibrate
-from fusar_edge.calib.smooth import smooth
+from fusar_edge.calib.smoothquant.planted import plant
+from fusar_edge.calib.smoothquant.smooth import smooth
 from fusar_edge.data.triplets import read_triplets
 from fusar_edge.errors import GateError, RecipeError
 from fusar_edge.manifest import read_manifest, write_manifest

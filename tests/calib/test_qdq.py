@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from fusar_edge.calib.fusion import fused_linears
+from fusar_edge.calib.products.fusion import fused_linears
 from fusar_edge.calib.qdq import half_embeddings, int8_weight, kept_layers, linears, quantised, reaches, save_graph
 from fusar_edge.errors import RecipeError
 

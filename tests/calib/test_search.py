@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fusar_edge.calib.run import calibrate
-from fusar_edge.calib.search import fewest_kept
-from fusar_edge.calib.sensitivity import Trials, holds, sensitivities
+from fusar_edge.calib.search.run import fewest_kept
+from fusar_edge.calib.search.sensitivity import Trials, holds, sensitivities
 from fusar_edge.errors import GateError, OutputExistsError
 from fusar_edge.manifest import read_manifest
 from fusar_edge.specs import GateSpec

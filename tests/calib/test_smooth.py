@@ -15,9 +15,9 @@ from small_model import SMALL_RECIPE, random_model
 
 from fusar_edge.calib.compare import cosine
 from fusar_edge.calib.graphs import GraphFolder, open_graphs
-from fusar_edge.calib.planted import CHANNELS, FACTOR, plant
-from fusar_edge.calib.seams import fold, seams
-from fusar_edge.calib.smooth import Smoothed, product_error, smooth
+from fusar_edge.calib.smoothquant.planted import CHANNELS, FACTOR, plant
+from fusar_edge.calib.smoothquant.seams import fold, seams
+from fusar_edge.calib.smoothquant.smooth import Smoothed, product_error, smooth
 from fusar_edge.data.triplets import read_triplets
 from fusar_edge.errors import DataError, RecipeError
 from fusar_edge.export.parity import check_fold, sample
@@ -57,7 +57,7 @@ def test_every_seam_is_there_and_any_factors_leave_the_model_as_it_is() -> None:
     names = [name for seam in seams(model) for name in seam.readers]
     linears = [n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)]
     assert len(names) == len(set(names)) == len(linears) - 3  # merger.mlp.2 and both of TLM are behind a nonlinearity
-    from fusar_edge.calib.seams import untie_head
+    from fusar_edge.calib.smoothquant.seams import untie_head
 
     untie_head(model)
     figures = check_fold(model, fold_all, ExportSpec(cosine=0.999999, norm_ratio=1e-4))

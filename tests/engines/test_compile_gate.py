@@ -15,7 +15,7 @@ import tiny_graphs
 from onnx import TensorProto, helper, numpy_helper
 
 from fusar_edge.calib.graphs import open_graphs
-from fusar_edge.calib.lint import BUILT_INT8, Finding, lint
+from fusar_edge.calib.products.lint import BUILT_INT8, Finding, lint
 from fusar_edge.calib.qdq import linears
 from fusar_edge.engines.compile_gate import BINDINGS, LIBRARIES, Compiled, compile_pair, compiled
 from fusar_edge.engines.kernels import Kernels

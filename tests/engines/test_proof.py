@@ -14,8 +14,8 @@ from onnx import numpy_helper
 from test_build import WAIVER, spec_file
 
 from fusar_edge.calib.audit import audit
-from fusar_edge.calib.choice import read_listing
 from fusar_edge.calib.graphs import LISTING
+from fusar_edge.calib.tiles.listing import read_listing
 from fusar_edge.engines.build import build
 from fusar_edge.errors import DataError, GateError, InputError
 from fusar_edge.manifest import Manifest, folder_hashes, read_manifest, write_manifest

@@ -14,8 +14,8 @@ import onnx
 import pytest
 from slices import TEXT_7B, kept_7b, slice_7b
 
-from fusar_edge.calib.lint import lint
-from fusar_edge.calib.macs import stored_bytes
+from fusar_edge.calib.products.lint import lint
+from fusar_edge.calib.products.macs import stored_bytes
 from fusar_edge.engines.compile_gate import BINDINGS, LIBRARIES, compiled
 from fusar_edge.engines.kernels import Kernels
 from fusar_edge.engines.memory import decoder_scratch, vision_scratch, weight_format

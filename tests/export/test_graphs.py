@@ -72,6 +72,13 @@ def test_every_linear_layer_is_a_node_of_its_own_name_with_its_own_weight(graphs
                 assert layer in nodes
 
 
+def test_equal_tables_are_stored_once(graphs: Path) -> None:
+    for name in ("vision.onnx", "decoder.onnx"):
+        nodes = [n for n in onnx.load(graphs / name).graph.node if n.op_type == "Constant"]
+        tables = [v for v in (n.attribute[0].SerializeToString() for n in nodes) if len(v) >= 1024]
+        assert len(tables) == len(set(tables)), name
+
+
 def test_an_embedding_tied_to_the_head_is_stored_once(graphs: Path) -> None:
     graph = onnx.load(graphs / "decoder.onnx").graph
     assert [w.name for w in graph.initializer if 128 in w.dims] == ["decoder.embed_tokens.weight"]

@@ -3,8 +3,8 @@
 
     python tools/int8/outliers.py --checkpoint stage2 --data ssdd/train.jsonl --held-out ssdd/val.jsonl
 
-Outliers of 100 times in 0.5 % of the channels are planted at every seam (fusar_edge.calib.planted); the function of the
-model stays. The gate's stages are asked on the held-out manifest. Prints a markdown table and, last, JSON.
+Outliers of 100 times in 0.5 % of the channels are planted at every seam (fusar_edge.calib.smoothquant.planted); the
+function of the model stays. The gate's stages are asked on the held-out manifest. Prints a markdown table, then JSON.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from typing import Any
 
 import msgspec
 
-from fusar_edge.calib.choice import choose
 from fusar_edge.calib.compare import Reference
 from fusar_edge.calib.gate import stage_checks
 from fusar_edge.calib.graphs import open_graphs
 from fusar_edge.calib.measured import measured
-from fusar_edge.calib.planted import plant
-from fusar_edge.calib.samples import SampleReader, some_samples
-from fusar_edge.calib.smooth import smooth
+from fusar_edge.calib.smoothquant.planted import plant
+from fusar_edge.calib.smoothquant.smooth import smooth
+from fusar_edge.calib.tiles.choice import choose
+from fusar_edge.calib.tiles.samples import SampleReader, some_samples
 from fusar_edge.export.run import settings, write_graphs
 from fusar_edge.manifest import Manifest, write_manifest
 from fusar_edge.model.checkpoint import load_checkpoint

@@ -23,9 +23,9 @@ from peer_files import Source, makers, modelopt_version, source
 from with_modelopt import Feeds
 
 from fusar_edge.calib.compare import Reference
-from fusar_edge.calib.fusion import fused_linears
 from fusar_edge.calib.graphs import GraphFolder, open_graphs
-from fusar_edge.calib.samples import SampleReader
+from fusar_edge.calib.products.fusion import fused_linears
+from fusar_edge.calib.tiles.samples import SampleReader
 from fusar_edge.data.triplets import Triplet, read_triplets, triplets_by_image
 from fusar_edge.engines.compile_gate import compiled
 from fusar_edge.engines.profiles import decoder_profiles, vision_profiles

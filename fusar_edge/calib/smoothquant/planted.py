@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from fusar_edge.calib.seams import fold, seams, untie_head
+from fusar_edge.calib.smoothquant.seams import fold, seams, untie_head
 from fusar_edge.model.network import FusarForConditionalGeneration
 
 FACTOR = 100.0

@@ -15,9 +15,7 @@ from typing import Any, Protocol
 import msgspec
 import numpy as np
 
-from fusar_edge.calib.graphs import STAGES, GraphFolder, open_graphs
-from fusar_edge.calib.samples import Feeds, StepInput, vision_tokens
-from fusar_edge.calib.taps import (
+from fusar_edge.calib.divergence.taps import (
     TOKENS,
     Array,
     HookedGraph,
@@ -27,6 +25,8 @@ from fusar_edge.calib.taps import (
     split_merged,
     with_outputs,
 )
+from fusar_edge.calib.graphs import STAGES, GraphFolder, open_graphs
+from fusar_edge.calib.tiles.samples import Feeds, StepInput, vision_tokens
 from fusar_edge.errors import InputError
 from fusar_edge.manifest import Manifest, read_manifest
 from fusar_edge.runtime.backend import open_backend

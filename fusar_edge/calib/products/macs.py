@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fusar_edge.calib.lint import Finding, constants, products
 from fusar_edge.calib.outliers import SUFFIX
+from fusar_edge.calib.products.lint import Finding, constants, products
 from fusar_edge.errors import InputError
 from fusar_edge.runtime.bundle import BundleSettings
 

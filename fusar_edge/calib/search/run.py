@@ -18,8 +18,8 @@ from fusar_edge.calib.compare import Reference
 from fusar_edge.calib.gate import stage_checks
 from fusar_edge.calib.graphs import GraphFolder
 from fusar_edge.calib.measured import MeasuredGraph
-from fusar_edge.calib.search_report import REPORT, search_html
-from fusar_edge.calib.sensitivity import LayerCost, Progress, Trials, holds, mean, sensitivities, used
+from fusar_edge.calib.search.report import REPORT, search_html
+from fusar_edge.calib.search.sensitivity import LayerCost, Progress, Trials, holds, mean, sensitivities, used
 from fusar_edge.errors import GateError
 from fusar_edge.specs import CalibRecipe, GateSpec
 

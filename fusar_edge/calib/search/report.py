@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from fusar_edge.calib.gate import stage_checks
-from fusar_edge.calib.sensitivity import Figures, LayerCost
+from fusar_edge.calib.search.sensitivity import Figures, LayerCost
 from fusar_edge.page import INK, SECOND, escaped, figure_axes, note, page, section, svg, table
 from fusar_edge.specs import CalibRecipe
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from fusar_edge.calib.outliers import SUFFIX
 from fusar_edge.calib.ranges import session_with_outputs
-from fusar_edge.calib.samples import Feeds
+from fusar_edge.calib.tiles.samples import Feeds
 from fusar_edge.engines.fused import MERGED
 from fusar_edge.runtime.backend import Cache, Floats, Int32, Step
 from fusar_edge.runtime.bundle import DECODER, Bundle

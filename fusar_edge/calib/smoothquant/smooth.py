@@ -1,7 +1,7 @@
 """SmoothQuant on the PyTorch model, before export: factors by channel that make activations easy to quantise.
 
 s_j = max|x_j|^alpha / max|w_j|^(1 - alpha) over channel j (Xiao et al., ICML 2023, equation 4), folded at each seam
-(fusar_edge.calib.seams). Alpha is searched for each seam: the one whose INT8 product, with the recipe's own ranges, is
+(module `seams`). Alpha is searched for each seam: the one whose INT8 product, with the recipe's own ranges, is
 nearest to the float product on rows of real activations; none at all where no factor helps.
 """
 
@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from fusar_edge.calib.graphs import GraphFolder
 from fusar_edge.calib.qdq import int8_weight
 from fusar_edge.calib.ranges import AbsoluteHistogram
-from fusar_edge.calib.samples import SampleReader, vision_tokens
-from fusar_edge.calib.seams import Seam, fold, seams, untie_head
+from fusar_edge.calib.smoothquant.seams import Seam, fold, seams, untie_head
+from fusar_edge.calib.tiles.samples import SampleReader, vision_tokens
 from fusar_edge.data.triplets import Triplet
 from fusar_edge.errors import DataError, RecipeError
 from fusar_edge.eval.checkpoint_session import TorchBackend

@@ -6,15 +6,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fusar_edge.calib.lint import Finding, lint
-from fusar_edge.calib.macs import counted, decoder_dims, int8_share, node_macs, stored_bytes, tile_share, vision_dims
+from fusar_edge.calib.products.lint import Finding, lint
+from fusar_edge.calib.products.macs import (
+    counted,
+    decoder_dims,
+    int8_share,
+    node_macs,
+    stored_bytes,
+    tile_share,
+    vision_dims,
+)
 from fusar_edge.errors import GateError
 from fusar_edge.runtime.bundle import DECODER, VISION, BundleSettings
 
 QUESTION_TOKENS, ANSWER_TOKENS = 40, 16
 """Beside the image's: what a tile's share is counted for."""
 MOST_BYTES = 1.1
-"""Of a quantised parameter, with its scales and the graph's structure."""
+"""Of a quantised parameter, with its scales and outliers."""
 
 
 def int8_summary(folder: Path, settings: BundleSettings, kept: Mapping[str, str]) -> dict[str, Any]:
@@ -49,11 +57,12 @@ def int8_summary(folder: Path, settings: BundleSettings, kept: Mapping[str, str]
 def _stored(path: Path) -> dict[str, Any]:
     stored = stored_bytes(path)
     each = stored.bytes_per_quantised_parameter
-    if each > MOST_BYTES:
+    weights = stored.codes + stored.scales + stored.outliers
+    if weights > MOST_BYTES * stored.parameters:
         raise GateError(
-            f"{path.name} takes {each:.3f} bytes for each quantised parameter (floating tensors apart); at most "
-            f"{MOST_BYTES} is allowed: its codes take {stored.codes}, scales {stored.scales}, outliers "
-            f"{stored.outliers}, the rest {stored.rest} bytes"
+            f"the INT8 weights of {path.name} take {weights / stored.parameters:.3f} bytes for each parameter; at most "
+            f"{MOST_BYTES} is allowed: codes {stored.codes}, scales {stored.scales}, outliers {stored.outliers} bytes; "
+            "lower `share` in [outliers]"
         )
     floats = sum(stored.floating.values())
     return {

@@ -1,40 +1,29 @@
-"""The calibration set: tiles, prompts and anchors chosen together, listed, and kept apart from evaluation data."""
+"""The choice of the calibration set: tiles, prompts and anchors together."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import posixpath
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Literal
 
-import msgspec
 import numpy as np
-import numpy.typing as npt
 
-from fusar_edge.anchors.per_image import read_anchor_file
-from fusar_edge.data.triplet_rows import Row, write_rows
+from fusar_edge.calib.tiles.land_cover import Floats, image_statistics, k_means, mean_vector, scaled
 from fusar_edge.data.triplets import Triplet, read_triplets, triplets_by_image
 from fusar_edge.errors import DataError
-from fusar_edge.manifest import FILENAME, read_manifest, sha256_file
-from fusar_edge.sar.image import Grey, grey_from_file, resized
+from fusar_edge.sar.image import Grey, grey_from_file
 from fusar_edge.sar.radiometry import Radiometry
 from fusar_edge.specs import SetSpec
 
 CANDIDATES = 16
 """Images of a stratum that are decoded at most, as a multiple of the tiles and held-out images asked for."""
-VIEW = 128
-"""Side in pixels at which image statistics are taken: finer than land cover, coarse enough to average speckle."""
-NOT_STATED = "not stated"
-SIMULATED = "none needed: simulated data"
 
 Progress = Callable[[int, int], None]
-Floats = npt.NDArray[np.float64]
 Modality = Literal["sar", "sar+anchors"]
-Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 
 
 @dataclass(frozen=True)
@@ -140,7 +129,7 @@ def _asked(images: list[_Image], seed: int) -> list[ChosenTile]:
         triplet, manifest = min(
             (pair for pair in image.asked if str(pair[0].task) == task),
             key=lambda pair: _draw(
-                seed, image.pixels, pair[0].question, pair[0].answer, _relative(pair[0].image, pair[1])
+                seed, image.pixels, pair[0].question, pair[0].answer, relative_path(pair[0].image, pair[1])
             ),
         )
         chosen[image.order] = ChosenTile(triplet, manifest, image.modality, image.cluster, image.pixels)
@@ -152,7 +141,8 @@ def _draw(seed: int, *parts: str) -> str:
     return hashlib.sha256("\0".join((str(seed), *parts)).encode()).hexdigest()
 
 
-def _relative(path: Path, manifest: Path) -> str:
+def relative_path(path: Path, manifest: Path) -> str:
+    """POSIX path from the folder of a manifest."""
     return Path(os.path.relpath(path, manifest.parent)).as_posix()
 
 
@@ -191,7 +181,7 @@ def _candidates(manifest: Path, spec: SetSpec) -> Iterator[list[list[tuple[Tripl
         groups[bool(with_anchors)].append([(t, manifest) for t in with_anchors or triplets])
     cap = CANDIDATES * (spec.tiles + spec.held_out)
     for group in filter(None, groups.values()):
-        yield sorted(group, key=lambda asked: _draw(spec.seed, _relative(asked[0][0].image, manifest)))[:cap]
+        yield sorted(group, key=lambda asked: _draw(spec.seed, relative_path(asked[0][0].image, manifest)))[:cap]
 
 
 def _read(asked: list[tuple[Triplet, Path]], radiometry: Radiometry, seed: int) -> _Image:
@@ -210,35 +200,12 @@ def pixels_sha256(grey: Grey) -> str:
     return hashlib.sha256(f"{grey.shape}".encode() + grey.astype("<f4").tobytes()).hexdigest()
 
 
-# Land cover ---------------------------------------------------------------------------------------------------------
-
-
-def mean_vector(path: Path) -> Floats:
-    """[64]: direction of the mean AlphaEarth vector of an anchor file; zeros where all its vectors are.
-
-    Masked places are not in the file, and it is refused (AnchorError) with NaN in it.
-    """
-    mean = read_anchor_file(path).features.astype(np.float64).mean(axis=0)
-    return mean / max(float(np.linalg.norm(mean)), 1e-12)
-
-
-def image_statistics(grey: Grey) -> Floats:
-    """[5] of grey [H, W]: log level, log contrast, log share of bright pixels, edges, share of coarse structure."""
-    view = resized(grey, VIEW).astype(np.float64)
-    level, spread = view.mean() + 1 / 255, view.std() + 1 / 255
-    bright = (view > 4 * (np.median(view) + 1 / 255)).mean()
-    edges = np.hypot(np.diff(view, axis=0)[:, 1:], np.diff(view, axis=1)[1:]).mean()
-    coarse = view.reshape(8, VIEW // 8, 8, VIEW // 8).mean(axis=(1, 3)).std()
-    return np.array([np.log(level), np.log(spread / level), np.log(bright + 1e-3), edges / spread, coarse / spread])
-
-
 def _clusters(stratum: list[_Image], spec: SetSpec) -> list[list[_Image]]:
     if not stratum:
         return []
     points = np.stack([image.features for image in stratum])
-    if stratum[0].modality == "sar":  # of unlike units: median 0, quartiles 1 apart, and no outlier takes a cluster
-        low, middle, high = np.percentile(points, (25, 50, 75), axis=0)
-        points = np.clip((points - middle) / np.maximum(high - low, 1e-3), -3, 3)
+    if stratum[0].modality == "sar":
+        points = scaled(points)
     random = np.random.default_rng(int(_draw(spec.seed, "clusters")[:16], 16))
     labels = k_means(points, spec.clusters, random)
     groups: list[list[_Image]] = [[] for _ in range(spec.clusters)]
@@ -246,139 +213,3 @@ def _clusters(stratum: list[_Image], spec: SetSpec) -> list[list[_Image]]:
         image.cluster = int(label)
         groups[label].append(image)
     return groups
-
-
-def k_means(points: Floats, count: int, random: np.random.Generator, iterations: int = 50) -> npt.NDArray[np.int64]:
-    """Labels [N] of points [N, D]: Lloyd's iterations from k-means++ seeds (Arthur & Vassilvitskii, SODA 2007).
-
-    Fewer than `count` labels where there are fewer distinct points. SciPy's is no dependency of the workshop.
-    """
-    centres = points[[random.integers(len(points))]]
-    while len(centres) < count and (gaps := _squares(points, centres).min(axis=1)).any():
-        centres = np.vstack([centres, points[random.choice(len(points), p=gaps / gaps.sum())]])
-    labels = _squares(points, centres).argmin(axis=1)
-    for _ in range(iterations):
-        used = [label for label in range(len(centres)) if (labels == label).any()]
-        centres[used] = [points[labels == label].mean(axis=0) for label in used]
-        before, labels = labels, _squares(points, centres).argmin(axis=1)
-        if np.array_equal(before, labels):
-            break
-    return labels
-
-
-def _squares(points: Floats, centres: Floats) -> Floats:
-    return np.stack([((points - centre) ** 2).sum(axis=1) for centre in centres], axis=1)
-
-
-# The listing --------------------------------------------------------------------------------------------------------
-
-
-class _ListedTile(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    part: Literal["ranges", "held_out"]
-    image: str
-    sha256: Sha256
-    pixels_sha256: Sha256
-    modality: Modality
-    aef: str | None
-    aef_sha256: Sha256 | None
-    task: str | None
-    question: str
-    cluster: int
-    licence: str
-    source: str
-
-
-def listing(chosen: CalibrationSet) -> list[Row]:
-    """Every tile with its hashes, licence and source, ready for JSON; the same in any folder.
-
-    `image` and `aef` are paths from the folder that the manifest's folder is in. `licence` and `source` are what that
-    folder's manifest.json says; DataError where it was changed.
-    """
-    parts = {"ranges": chosen.tiles, "held_out": chosen.held_out}
-    origins = {tile.manifest: _origin(tile.manifest) for tiles in parts.values() for tile in tiles}
-    return [_row(part, tile) | origins[tile.manifest] for part, tiles in parts.items() for tile in tiles]
-
-
-def _row(part: str, tile: ChosenTile) -> Row:
-    image, aef = tile.triplet.image, tile.triplet.aef
-    return {
-        "part": part,
-        "image": _listed(image, tile.manifest),
-        "sha256": sha256_file(image),
-        "pixels_sha256": tile.pixels_sha256,
-        "modality": tile.modality,
-        "aef": None if aef is None else _listed(aef, tile.manifest),
-        "aef_sha256": None if aef is None else sha256_file(aef),
-        "task": tile.triplet.task,
-        "question": tile.triplet.question,
-        "cluster": tile.cluster,
-    }
-
-
-def _listed(path: Path, manifest: Path) -> str:
-    folder = os.path.basename(os.path.abspath(manifest.parent))
-    return posixpath.normpath(f"{folder}/{_relative(path, manifest)}")
-
-
-def _origin(manifest: Path) -> dict[str, str]:
-    """Licence and source of the data set that a triplet manifest is of."""
-    file = manifest.parent / FILENAME
-    if manifest.name == FILENAME or not file.is_file():  # published data may give its own list that name
-        return {"licence": NOT_STATED, "source": NOT_STATED}
-    settings = read_manifest(manifest.parent, DataError).settings
-    if settings.get("simulated"):
-        settings = {"licence": SIMULATED, "source": settings.get("note", NOT_STATED)} | settings
-    return {key: str(settings.get(key, NOT_STATED)) for key in ("licence", "source")}
-
-
-def write_listing(path: Path, rows: Sequence[Row], *, force: bool = False) -> None:
-    """JSONL, a tile a line. OutputExistsError unless `force`."""
-    write_rows(path, rows, force=force)
-
-
-def read_listing(path: Path) -> list[Row]:
-    """What `write_listing` wrote; DataError names the line that is none."""
-    advice = "a listing is written by `calibrate`, one JSON object a line: copy it again, or calibrate again"
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError as problem:
-        raise DataError(f"{path}: cannot be read ({problem.strerror}); {advice}") from None
-    rows = []
-    for number, line in enumerate(lines, 1):
-        try:
-            rows.append(msgspec.to_builtins(msgspec.json.decode(line, type=_ListedTile)))
-        except (msgspec.MsgspecError, UnicodeDecodeError) as problem:
-            raise DataError(f"{path}:{number}: {problem}; {advice}") from None
-    if not rows:
-        raise DataError(f"{path}: lists no tile; {advice}")
-    return rows
-
-
-def check_disjoint(
-    listing_rows: Sequence[Mapping[str, Any]],
-    data: Path,
-    radiometry: Radiometry,
-    images: int | None = None,
-    progress: Progress | None = None,
-) -> None:
-    """Raise DataError where images of the evaluation manifest `data` are in the listing, by bytes or decoded pixels.
-
-    `images`: only the first so many with a known task, as `eval` takes them. Each image is read once, and decoded where
-    its bytes are not listed. Another crop or a lossy copy of a tile is not found.
-    """
-    files, pixels = ({row[key] for row in listing_rows} for key in ("sha256", "pixels_sha256"))
-    triplets = read_triplets(data)
-    seen = list(triplets_by_image(triplets if images is None else [t for t in triplets if t.task]))[:images]
-    shared = []
-    for done, image in enumerate(seen, 1):
-        if sha256_file(image) in files or pixels_sha256(grey_from_file(image, radiometry)) in pixels:
-            shared.append(image)
-        if progress:
-            progress(done, len(seen))
-    if shared:
-        names = ", ".join(map(str, shared[:3])) + (", ..." if len(shared) > 3 else "")
-        raise DataError(
-            f"{data}: {len(shared)} of {len(seen)} images are also calibration tiles (ranges or held out): {names}. "
-            "INT8 would be judged on what it was tuned on: evaluate on a manifest without them, or calibrate on data "
-            "without them"
-        )

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from fusar_edge.calib.divergence.layer_sums import LayerSums
+from fusar_edge.calib.divergence.sides import Side, open_side
+from fusar_edge.calib.divergence.taps import TOKENS, Values
 from fusar_edge.calib.graphs import GraphFolder
-from fusar_edge.calib.layer_sums import LayerSums
-from fusar_edge.calib.samples import SampleReader
-from fusar_edge.calib.sides import Side, open_side
-from fusar_edge.calib.taps import TOKENS, Values
+from fusar_edge.calib.tiles.samples import SampleReader
 from fusar_edge.data.triplets import Triplet
 from fusar_edge.errors import DataError, InputError
 from fusar_edge.export.baking.projector import FILENAME as PROJECTOR
@@ -36,7 +36,7 @@ SAME = ("image_size", "cells", "channels", "layers", "kv_heads", "head_dim", "vo
 BLOCK = re.compile(r"vision\.blocks\.\d+")
 PART = re.compile(r"(vision|decoder)\.((blocks|layers)\.\d+|merger)|tlm")
 SMOOTHED = ("*norm*", "*.ln_q", "*.attn.qkv", "*.v_proj", "*.cache.value", "*.up_proj")
-"""Layers whose channels SmoothQuant may have scaled (fusar_edge.calib.seams)."""
+"""Layers whose channels SmoothQuant may have scaled (fusar_edge.calib.smoothquant.seams)."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def compare_precisions(
     isolated: bool = False,
     rescaled: Collection[str] | None = None,
 ) -> Divergence:
-    """Compare B with the reference A: each a folder that fusar_edge.calib.sides names.
+    """Compare B with the reference A: each a folder that fusar_edge.calib.divergence.sides names.
 
     `isolated`: B runs on the visual tokens and the past of A, so that a step of the decoder inherits nothing.
     `rescaled`: patterns of layers whose channels have other scales in B; None: SMOOTHED where the manifests tell of

@@ -1,0 +1,1 @@
+"""Two precisions layer by layer, and the first layer where they part."""

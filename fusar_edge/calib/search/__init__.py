@@ -1,0 +1,1 @@
+"""What each layer costs in INT8, and the fewest to keep out of it."""

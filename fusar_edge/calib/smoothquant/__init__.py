@@ -1,0 +1,1 @@
+"""SmoothQuant, folded into the PyTorch model before export."""
