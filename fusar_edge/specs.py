@@ -200,8 +200,9 @@ class GateSpec(_Spec, frozen=True):
     vision_cosine: Fraction = 0.995
     """Least mean cosine of the visual tokens."""
     vision_norm: Fraction = 0.01
-    """Largest distance of the mean ratio of their norms from 1."""
+    """Largest mean distance of the ratio of their norms from 1."""
     logits_cosine: Fraction = 0.99
+    logits_norm: Fraction = 0.05
     token_agreement: Fraction = 0.97
     """Least share of greedy tokens that are the same, each chain on its own visual tokens, fed the reference answer."""
     logits_kl: Annotated[float, Meta(gt=0)] = 0.02

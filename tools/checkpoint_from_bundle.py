@@ -13,10 +13,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from fusar_edge.bench.peers.fp32_graph import fp32_models
 from fusar_edge.bench.peers.weights import layer_weights, state_dict_from
+from fusar_edge.calib.smoothquant.seams import untie_head
 from fusar_edge.manifest import Manifest, folder_hashes, output_folder, package_versions, write_manifest
 from fusar_edge.model import checkpoint
 from fusar_edge.recipes import load_recipe
@@ -35,8 +37,11 @@ def main() -> None:
     tokenizer = checkpoint.tokenizer_path(recipe, given.recipe)
     model = checkpoint.new_model(recipe, tokenizer)
     held = state_dict_from(*(layer_weights(graph) for graph in fp32_models(bundle)))
-    if model.config.tie_word_embeddings:
-        held["lm_head.weight"] = held["model.language_model.embed_tokens.weight"]  # FP16, finer than the INT8 head
+    head, embedding = held["lm_head.weight"], held["model.language_model.embed_tokens.weight"]
+    if model.config.tie_word_embeddings and np.abs(head - embedding).max() <= np.abs(head).max() / 64:
+        held["lm_head.weight"] = embedding  # FP16, finer than the INT8 head
+    else:  # of a model of its own, or moved from the embedding by SmoothQuant
+        untie_head(model)
     model.load_state_dict({name: torch.from_numpy(value) for name, value in held.items()}, strict=True)
     with output_folder(given.out) as folder:
         checkpoint.save_model(model, tokenizer, folder)

@@ -68,6 +68,7 @@ class Reference:
 
         vision_*: visual tokens of each image, with anchors (where it has any) and without. logits_*, token_agreement:
         the whole chain, each pair of graphs on its own visual tokens and cache, at every token of the reference answer.
+        *_norm_off: mean distance of the ratio of norms from 1.
         """
         vision, logits, same, apart = [], [], [], []
         for sample, seen in zip(self.samples, self._seen, strict=True):
@@ -82,19 +83,16 @@ class Reference:
             "vision_cosine": float(np.mean([c for c, _ in vision])),
             "vision_cosine_least": min(c for c, _ in vision),
             "vision_norm_ratio": float(np.mean([r for _, r in vision])),
+            "vision_norm_off": float(np.mean([abs(r - 1) for _, r in vision])),
             "logits_cosine": float(np.mean([c for c, _ in logits])),
             "logits_cosine_least": min(c for c, _ in logits),
             "logits_norm_ratio": float(np.mean([r for _, r in logits])),
+            "logits_norm_off": float(np.mean([abs(r - 1) for _, r in logits])),
             "logits_kl": float(np.mean(apart)),
             "token_agreement": float(np.mean(same)),
             "images": len(self.samples),
             "tokens": len(same),
         }
-
-
-def compared(int8: Backend, fp32: Backend, reader: SampleReader, samples: Sequence[Triplet]) -> dict[str, float]:
-    """`Reference.compared`, once."""
-    return Reference(fp32, reader, samples).compared(int8)
 
 
 def _logits(backend: Backend, visual: Array, reader: SampleReader, sample: Triplet) -> list[Array]:

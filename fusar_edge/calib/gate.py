@@ -7,7 +7,8 @@ The bounds are those of the recipe that made the graphs ([gate], fusar_edge.spec
 the ratio that was measured reaches the bound, as in MLPerf's accuracy rule; the interval says how sure that is. 99 %
 cannot be told from 100 % where FP32 itself succeeds less than a hundred times in more than a hundred questions (boxes
 of a model that hardly finds any): one success more or less is then beyond the bound. Such a metric fails where its
-whole interval is below the bound, and otherwise is told and not judged; nor is one that is 0 in FP32.
+whole interval is below the bound (of no successes at all: where so few are unlikely), and otherwise is told and not
+judged; nor is one judged that is 0 in FP32.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ import msgspec
 from fusar_edge.errors import GateError
 from fusar_edge.eval.metrics import Measure, Scored, measures
 from fusar_edge.specs import GateSpec
+
+NONE_OF = 3.69
+"""97.5 % upper limit of the mean of a Poisson count that came out as 0."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +61,9 @@ def stage_checks(figures: Mapping[str, float], spec: GateSpec) -> list[Check]:
 
     return [
         least("vision_cosine", spec.vision_cosine),
-        most("vision_norm", abs(figures["vision_norm_ratio"] - 1), spec.vision_norm),
+        most("vision_norm", figures["vision_norm_off"], spec.vision_norm),
         least("logits_cosine", spec.logits_cosine),
+        most("logits_norm", figures["logits_norm_off"], spec.logits_norm),
         least("token_agreement", spec.token_agreement),
         most("logits_kl", figures["logits_kl"], spec.logits_kl),
     ]
@@ -79,7 +84,7 @@ def task_checks(int8: Sequence[Scored], fp32: Sequence[Scored], spec: GateSpec) 
                 holds = None
             elif _too_rare(other, spec):
                 note += f"; FP32 succeeds {other.successes():.0f} times"
-                holds = False if interval[1] < spec.tasks else None
+                holds = False if _surely_less(mine, other, interval[1], spec.tasks) else None
             checks.append(Check(f"{task}.{name}", ratio, spec.tasks, holds, note, interval))
     return checks
 
@@ -90,7 +95,12 @@ def _too_rare(measure: Measure, spec: GateSpec) -> bool:
     return measure.successes() * allowed < 1 <= len(measure.rows) * allowed
 
 
-def verdict(checks: Sequence[Check], spec: GateSpec, waiver: str | None) -> dict[str, Any]:
+def _surely_less(mine: Measure, other: Measure, highest: float, bound: float) -> bool:
+    """A bootstrap of no successes would be sure of none: there the limit of a Poisson count decides."""
+    return highest < bound if mine.successes() else bound * other.successes() > NONE_OF
+
+
+def verdict(checks: Sequence[Check], spec: GateSpec, waiver: str | None, images: int = 0) -> dict[str, Any]:
     """What stands in the manifest. GateError that lists every check that does not hold, unless waived."""
     failed = [str(check) for check in checks if check.holds is False]
     if failed and waiver is None:
@@ -104,6 +114,7 @@ def verdict(checks: Sequence[Check], spec: GateSpec, waiver: str | None) -> dict
         "holds": not failed and any(check.holds for check in checks),
         "failed": failed,
         "waiver": waiver if failed or not checks else None,
+        "images": images,
         "bounds": msgspec.to_builtins(spec),
         "checks": [_record(check) for check in checks],
     }

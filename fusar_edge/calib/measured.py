@@ -71,7 +71,7 @@ class MeasuredGraph:
             "half": tables,
             "bytes_fp32": _size(self.source),
             "bytes_int8": _size(path),
-            "ranges": {layer.name: float(f"{self._range(layer):.6g}") for layer in chosen},
+            "ranges": {layer.name: float(self._range(layer)) for layer in chosen},
             "outliers": {a.name: self.splits[a.name].channels.tolist() for a in chosen if a.name in self.splits},
         }
 
@@ -90,7 +90,7 @@ def measured(
 ) -> dict[str, MeasuredGraph]:
     """vision.onnx and decoder.onnx, each run on every sample.
 
-    `tick` is called at most `passes(recipe)` times a sample. RecipeError where a pattern fits no layer.
+    `tick` is called at most `passes(recipe)` times a sample.
     """
 
     def vision_feeds() -> Iterator[Feeds]:
@@ -104,12 +104,10 @@ def measured(
             tick()
 
     anchored = any(sample.aef for sample in samples)
-    result = {
+    return {
         VISION: _measured(graphs.path / VISION, recipe, vision_feeds, anchored=anchored),
         DECODER: _measured(graphs.path / DECODER, recipe, decoder_feeds),
     }
-    _check_patterns(recipe, [layer.name for graph in result.values() for layer in graph.layers])
-    return result
 
 
 def passes(recipe: CalibRecipe) -> int:
@@ -153,10 +151,25 @@ def _splits(
     }
 
 
-def _check_patterns(recipe: CalibRecipe, layers: list[str]) -> None:
-    for pattern in recipe.outliers.linears if recipe.outliers else ():
-        if not any(fnmatchcase(name, pattern) for name in layers):
-            raise RecipeError(f"[outliers] linears: {pattern!r} names no layer of the graphs, such as {layers[0]}")
+def check_patterns(graphs: GraphFolder, recipe: CalibRecipe) -> None:
+    """RecipeError for a pattern of [keep] or [outliers] that fits no layer of the graphs that it could be meant for.
+
+    TLM's layers may be absent: a graph for baked tables has others.
+    """
+    import onnx
+
+    models = [onnx.load(graphs.path / name, load_external_data=False) for name in (VISION, DECODER)]
+    layers = [layer for model in models for layer in linears(model)]
+    products = [layer for layer in layers if layer.op == "MatMul"]
+    asked = [("[keep]", pattern, layers) for pattern in recipe.keep]
+    asked += [("[outliers] linears:", p, products) for p in (recipe.outliers.linears if recipe.outliers else ())]
+    for section, pattern, among in asked:
+        absent = graphs.settings.anchors.form == "baked" and pattern.startswith("tlm.")
+        if not absent and not any(fnmatchcase(layer.name, pattern) for layer in among):
+            raise RecipeError(
+                f"recipe {recipe.name}: {section} {pattern!r} fits no layer of {graphs.path} that can be quantised so, "
+                f"such as {among[0].name}"
+            )
 
 
 def _size(path: Path) -> int:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
 
+from fusar_edge import __version__
 from fusar_edge.calib.compare import Reference
-from fusar_edge.calib.graphs import LISTING, GraphFolder, open_graphs
-from fusar_edge.calib.measured import measured, passes
+from fusar_edge.calib.graphs import LISTING, SMOOTHING_LISTING, GraphFolder, open_graphs
+from fusar_edge.calib.measured import check_patterns, measured, passes
 from fusar_edge.calib.products.summary import int8_summary
-from fusar_edge.calib.tiles.choice import CalibrationSet, choose
+from fusar_edge.calib.search.run import search_folder, searched
+from fusar_edge.calib.tiles.choice import choose
 from fusar_edge.calib.tiles.listing import listing, write_listing
 from fusar_edge.calib.tiles.samples import SampleReader, sample_files
+from fusar_edge.data.triplet_rows import Row
 from fusar_edge.errors import GateError, RecipeError
 from fusar_edge.manifest import (
     FILENAME,
@@ -56,8 +60,10 @@ def calibrate(
     check_output(out, force)
     graphs = open_graphs(onnx_dir, stages=("export",))
     _check_smoothed(graphs, recipe)
+    check_patterns(graphs, recipe)
     step = progress or (lambda done, total, what: None)
     chosen = choose(data, recipe.set, graphs.radiometry, lambda done, total: step(done, total, "choosing tiles"))
+    rows = listing(chosen)
     samples, held_out = ([tile.triplet for tile in part] for part in (chosen.tiles, chosen.held_out))
     reader, fp32 = SampleReader(graphs), open_ort(graphs.bundle())
     ticks = _Ticks(step, passes(recipe) * len(samples))
@@ -67,13 +73,12 @@ def calibrate(
         shutil.copytree(graphs.path, work, dirs_exist_ok=True, ignore=shutil.ignore_patterns(FILENAME, "*.onnx*"))
         also_kept: dict[str, str] = {}
         if search:
-            from fusar_edge.calib.search.run import searched
-
-            also_kept = searched(graphs, recipe, found, reference, identity(chosen, text, graphs), out, work, step)
+            also_kept = searched(graphs, recipe, found, reference, identity(rows, text, graphs), out, work, step)
         graph_figures = {name: graph.written(work / name, also_kept) for name, graph in found.items()}
         kept = {layer: why for figures in graph_figures.values() for layer, why in figures["kept"].items()}
         summary = int8_summary(work, graphs.settings, kept)
-        write_listing(work / LISTING, listing(chosen))
+        write_listing(work / LISTING, rows)
+        _drop_copy(work / SMOOTHING_LISTING, work / LISTING)
         figures = _gated(graphs, work, reference, recipe)
         manifest = Manifest(
             stage="calibrate",
@@ -85,6 +90,8 @@ def calibrate(
             packages=package_versions("onnx", "onnxruntime", "numpy"),
         )
         write_manifest(work, manifest)
+    if search:
+        shutil.rmtree(search_folder(out), ignore_errors=True)
     return manifest
 
 
@@ -100,16 +107,16 @@ def _check_smoothed(graphs: GraphFolder, recipe: CalibRecipe) -> None:
         )
 
 
-def identity(chosen: CalibrationSet, recipe_text: str, graphs: GraphFolder) -> str:
+def identity(rows: list[Row], recipe_text: str, graphs: GraphFolder) -> str:
     """Of all that decides what a search measures, so that an unfinished one goes on only with its own."""
-    tiles = [tile.pixels_sha256 + tile.triplet.question for tile in (*chosen.tiles, *chosen.held_out)]
-    return sha256_text("\n".join([recipe_text, sha256_file(graphs.path / FILENAME), *tiles]))
+    versions = package_versions("onnx", "onnxruntime", "numpy")
+    return sha256_text(json.dumps([recipe_text, sha256_file(graphs.path / FILENAME), rows, versions, __version__]))
 
 
 def _gated(graphs: GraphFolder, work: Path, reference: Reference, recipe: CalibRecipe) -> dict[str, float]:
     """Figures of the INT8 pair. What `build` asks of tasks and tokens is not asked here."""
     figures = reference.compared(open_ort(graphs.bundle(work)))
-    cosine, norm = figures["vision_cosine"], abs(figures["vision_norm_ratio"] - 1)
+    cosine, norm = figures["vision_cosine"], figures["vision_norm_off"]
     if not (cosine >= recipe.gate.vision_cosine and norm <= recipe.gate.vision_norm):
         raise GateError(
             f"{graphs.path}: INT8 visual tokens have cosine {cosine:.4f} with FP32 and a norm that is {norm:.2%} off, "
@@ -118,6 +125,12 @@ def _gated(graphs: GraphFolder, work: Path, reference: Reference, recipe: CalibR
             "[outliers] in the recipe make activations easier, and more varied tiles give better ranges"
         )
     return figures
+
+
+def _drop_copy(path: Path, of: Path) -> None:
+    """Smoothing mostly sees the same tiles: one list of them is enough."""
+    if path.is_file() and path.read_bytes() == of.read_bytes():
+        path.unlink()
 
 
 def _inputs(graphs: GraphFolder, data: Sequence[Path], tiles: list[Path]) -> dict[str, str]:

@@ -20,7 +20,7 @@ def say(text: str) -> None:
     """A line for a person, on stderr."""
     from rich.console import Console
 
-    Console(stderr=True, highlight=False).print(text, soft_wrap=True)
+    Console(stderr=True, highlight=False).print(text, soft_wrap=True, markup=False)
 
 
 def result(value: dict[str, Any]) -> None:

@@ -97,7 +97,9 @@ def verify(bundle: Annotated[str, typer.Argument(metavar="BUNDLE", help="Bundle 
     Session(opened, threads=1)
     gate = opened.manifest.figures.get("gate", {})
     if opened.settings.precision != "fp32":
-        passed = "passed" if gate.get("holds") else f"waived: {gate['waiver']}" if gate else "not asked"
+        passed = "not asked"
+        if gate:
+            passed = f"passed on {gate['images']} images" if gate["holds"] else f"waived: {gate['waiver']}"
         say(f"gate on INT8 against FP32 (docs/int8.md): {passed}")
         for failed in gate.get("failed", ()):
             say(f"  failed: {failed}")

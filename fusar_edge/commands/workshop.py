@@ -108,7 +108,7 @@ def calibrate(
         tuple[Path, Path] | None,
         typer.Option(metavar="A B", help="Name the first layer where two precisions part, and do nothing else."),
     ] = None,
-    images: Annotated[int, typer.Option(min=1, help="Tiles that --compare runs.")] = 8,
+    images: Annotated[int | None, typer.Option(min=1, help="Tiles that --compare runs; 8.")] = None,
     lint: Annotated[
         Path | None, typer.Option(metavar="INT8", help="List every product of INT8 graphs that is not in INT8 and why.")
     ] = None,
@@ -120,13 +120,27 @@ def calibrate(
     part. --lint INT8 asks TensorRT-RTX, where it is installed, what it makes of the graphs.
     """
     need_workshop()
-    if compare is not None and lint is None:
-        compare_command(compare, data or [], images)
+    given: dict[str, object] = {
+        "RECIPE": recipe,
+        "--onnx": onnx,
+        "--data": data,
+        "--out": out,
+        "--search": search or None,
+    }
+    given |= {"--compare": compare, "--lint": lint, "--images": images, "--force": force or None}
+    allowed = {"--compare": {"--compare", "--data", "--images"}, "--lint": {"--lint"}}
+    mode = "--compare" if compare is not None else "--lint" if lint is not None else "RECIPE"
+    stray = {name for name, value in given.items() if value is not None}
+    stray -= allowed.get(mode, set(given) - {"--compare", "--lint", "--images"})
+    if stray:
+        raise InputError(f"calibrate {mode} does not take {', '.join(sorted(stray))}: leave it out")
+    if compare is not None:
+        compare_command(compare, data or [], images or 8)
         return
-    if lint is not None and compare is None:
+    if lint is not None:
         lint_command(lint)
         return
-    if compare is not None or recipe is None or onnx is None or not data or out is None:
+    if recipe is None or onnx is None or not data or out is None:
         raise InputError(
             "calibrate takes RECIPE, --onnx, --data and --out; or --compare A B and --data; or --lint INT8"
         )

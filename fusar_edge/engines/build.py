@@ -62,10 +62,10 @@ def build(
     check_output(out, force)
     target = open_target(spec) if spec.engine == TENSORRT else None
     graphs = open_graphs(onnx_dir)
-    request = proof_request(graphs, data, reference, images, waive)
+    verify_files(graphs.path, graphs.manifest)
+    request = proof_request(graphs, data, reference, images, waive, progress)
     settings = bundle_settings(graphs, spec, None if target is None else target.plan_facts(spec))
     if target is not None:
-        verify_files(graphs.path, graphs.manifest)
         check_memory(spec, graphs, target.facts)
     figures = dict(graphs.manifest.figures)
     with output_folder(out, force=force) as work:

@@ -134,11 +134,11 @@ def plan_memory(shape: ModelShape, spec: EngineSpec, weights: WeightFormat) -> M
 
 
 def vision_weights(shape: ModelShape, weights: WeightFormat) -> int:
-    """Layers, norms, rotary tables (each block has its own, [P, 2, D] cosines and sines), TLM's resize matrix."""
+    """Layers, norms, rotary tables (one pair for all blocks, [P, 2, D] cosines and sines), TLM's resize matrix."""
     tower, number = shape.tower, weights.rest_bytes
     norms = (2 * tower.depth + 1) * tower.hidden
     head_dim = tower.hidden // tower.heads
-    rotary = tower.depth * 2 * 2 * tower.patches * head_dim
+    rotary = 2 * 2 * tower.patches * head_dim
     resize = tower.patches * shape.tokens if shape.tlm_hidden else 0
     mean = 2 * shape.language.hidden if shape.baked_rank else 0
     return sum(map(weights.bytes_of, vision_linears(shape))) + (norms + rotary + resize + mean) * number

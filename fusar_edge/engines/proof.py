@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +16,9 @@ from fusar_edge.calib.compare import Reference
 from fusar_edge.calib.gate import Check, stage_checks, task_checks, verdict
 from fusar_edge.calib.graphs import LISTING, SMOOTHING_LISTING, GraphFolder, open_graphs
 from fusar_edge.calib.tiles.listing import check_disjoint, read_listing
-from fusar_edge.calib.tiles.samples import SampleReader, some_samples
-from fusar_edge.errors import InputError, RecipeError
+from fusar_edge.calib.tiles.samples import SampleReader, spread
+from fusar_edge.data.triplets import Triplet, read_triplets, triplets_by_image
+from fusar_edge.errors import InputError, MissingExtraError, RecipeError
 from fusar_edge.eval.metrics import Scored, task_metrics
 from fusar_edge.eval.run import Progress, ask_manifest
 from fusar_edge.manifest import sha256_file
@@ -38,14 +42,28 @@ class ProofRequest:
     reference: GraphFolder | None
     images: int | None
     waiver: str | None
-    wrong: tuple[str, ...] = field(default=())
+    wrong: tuple[str, ...] = ()
     """What `calib.audit` finds wrong in the graphs."""
+
+    def first(self) -> list[Triplet]:
+        """Records of the first `images` images that have a task: those that are asked."""
+        assert self.data is not None
+        rows = [triplet for triplet in read_triplets(self.data) if triplet.task]
+        return [t for group in list(triplets_by_image(rows).values())[: self.images] for t in group]
 
 
 def proof_request(
-    graphs: GraphFolder, data: Path | None, reference: Path | None, images: int | None, waive: str | None
+    graphs: GraphFolder,
+    data: Path | None,
+    reference: Path | None,
+    images: int | None,
+    waive: str | None,
+    progress: Progress | None = None,
 ) -> ProofRequest:
-    """InputError for what is missing or does not belong together; DataError where `data` was calibrated on."""
+    """InputError for what is missing or does not belong together; DataError where `data` was calibrated on.
+
+    GateError, unless waived, where the graphs are not what `calibrate` writes: nothing needs to run to know that.
+    """
     if data is None and (reference is not None or images is not None):
         raise InputError("--reference and --images say what to measure: give --data, the manifest to measure on")
     if waive is not None and not waive.strip():
@@ -61,8 +79,14 @@ def proof_request(
             "give --data MANIFEST (tiles that nothing was trained or calibrated on) and --reference FP32; or --waive "
             "REASON"
         )
-    _check_disjoint(graphs, data)
-    return ProofRequest(graphs, _gate(graphs), data, base, images, waive, _audited(graphs, base))
+    if find_spec("onnx") is None:
+        raise MissingExtraError("`build` needs onnx, which is not installed: pip install 'fusar-edge[workshop]'")
+    _check_disjoint(graphs, data, progress)
+    request = ProofRequest(graphs, _gate(graphs), data, base, images, waive, _audited(graphs, base))
+    if request.wrong and waive is None:
+        assert request.gate is not None
+        verdict(_written(request), request.gate, None)
+    return request
 
 
 def _gate(graphs: GraphFolder) -> GateSpec:
@@ -73,11 +97,17 @@ def _gate(graphs: GraphFolder) -> GateSpec:
         raise RecipeError(f"{graphs.path}: the recipe in its manifest: {problem}; calibrate it again") from None
 
 
-def _check_disjoint(graphs: GraphFolder, data: Path | None) -> None:
-    listings = [path for name in (LISTING, SMOOTHING_LISTING) if (path := graphs.path / name).is_file()]
-    if data is not None:
-        for path in listings:
-            check_disjoint(read_listing(path), data, graphs.radiometry)
+def _check_disjoint(graphs: GraphFolder, data: Path | None, progress: Progress | None) -> None:
+    if LISTING not in graphs.manifest.files:
+        raise InputError(f"{graphs.path} has no {LISTING}, the tiles that it was calibrated on: calibrate it again")
+    for name in (LISTING, SMOOTHING_LISTING):
+        if data is not None and name in graphs.manifest.files:
+            step = None if progress is None else _told(progress, "no tile of the calibration set?")
+            check_disjoint(read_listing(graphs.path / name), data, graphs.radiometry, step)
+
+
+def _told(progress: Progress, what: str) -> Callable[[int, int], None]:
+    return lambda done, total: progress(done, total, what)
 
 
 def _audited(graphs: GraphFolder, reference: GraphFolder | None) -> tuple[str, ...]:
@@ -90,8 +120,8 @@ def _audited(graphs: GraphFolder, reference: GraphFolder | None) -> tuple[str, .
                 f"{reference.path / name} is not what {graphs.path / name} was made from: give the FP32 folder that "
                 "`fusar-edge calibrate` read"
             )
-        ranges = graphs.manifest.figures["graphs"][name]["ranges"]
-        wrong += [f"{name}: {problem}" for problem in audit(graphs.path / name, reference.path / name, ranges)]
+        figures = graphs.manifest.figures["graphs"][name]
+        wrong += [f"{name}: {problem}" for problem in audit(graphs.path / name, reference.path / name, figures)]
     return tuple(wrong)
 
 
@@ -105,20 +135,27 @@ def proven(
     answers = {bundle.settings.precision: _answers(bundle, backend, request, progress)}
     figures: dict[str, Any] = {}
     if request.reference is not None:
-        base = request.reference.bundle()
+        base = _in_context(request.reference, bundle).bundle()
         fp32 = open_backend(base, threads)
         answers["fp32"] = _answers(base, fp32, request, progress)
         if request.gate is not None:
-            questions = some_samples([data], min(STAGE_IMAGES, request.images or STAGE_IMAGES))
-            stages = Reference(fp32, SampleReader(request.graphs), questions).compared(backend)
+            reader = SampleReader(_in_context(request.graphs, bundle))
+            stages = Reference(fp32, reader, spread(request.first(), STAGE_IMAGES)).compared(backend)
             figures["int8_vs_fp32"] = stages
             checks += stage_checks(stages, request.gate)
             checks += task_checks(answers[bundle.settings.precision], answers["fp32"], request.gate)
     figures["tasks"] = {"data": f"{data.parent.name}/{data.name}", "data_sha256": sha256_file(data)}
     figures["tasks"] |= {precision: task_metrics(scored) for precision, scored in answers.items()}
     if request.gate is not None:
-        figures["gate"] = verdict(checks, request.gate, request.waiver)
+        images = len({triplet.image for triplet in request.first()})
+        figures["gate"] = verdict(checks, request.gate, request.waiver, images)
     return figures
+
+
+def _in_context(graphs: GraphFolder, bundle: Bundle) -> GraphFolder:
+    """With as many rows of the cache as the bundle has: both sides are cut at the same token."""
+    settings = msgspec.structs.replace(graphs.settings, context_tokens=bundle.settings.context_tokens)
+    return dataclasses.replace(graphs, settings=settings)
 
 
 def _written(request: ProofRequest) -> list[Check]:

@@ -20,7 +20,7 @@ from fusar_edge.export.decoder_graph import DecoderGraph
 from fusar_edge.export.graph_file import write_graph
 from fusar_edge.export.onnx_configs import FusarDecoderOnnxConfig, FusarVisionOnnxConfig
 from fusar_edge.export.parity import check_against_hugging_face, check_files
-from fusar_edge.export.smoothing import Progress, Smoothed, smoothed, smoothing
+from fusar_edge.export.smoothing import Folded, Progress, smoothed, smoothing
 from fusar_edge.export.vision_graph import VisionGraph
 from fusar_edge.manifest import (
     Manifest,
@@ -66,10 +66,13 @@ def export_model(
     check_shapes(model, recipe, Path(checkpoint))
     baked = None if anchors is None else _baked_of(model, Path(anchors), Path(checkpoint))
     with output_folder(out, force=force) as work:
-        facts, folded = settings(model, recipe, baked), Smoothed({}, {}, {})
+        facts, folded = settings(model, recipe, baked), Folded({}, {}, {})
         if wanted is not None:
             progress("smoothing activations")
-            folded = smoothed(model, Path(checkpoint), parent, facts, wanted, recipe.export, work, bar)
+            plain = settings(
+                model, recipe
+            )  # smoothing runs the checkpoint, which takes vectors also where the graph is baked
+            folded = smoothed(model, Path(checkpoint), parent, plain, wanted, recipe.export, work, bar)
         figures = write_graphs(model, recipe, work, progress, baked)
         shutil.copyfile(tokenizer, work / "tokenizer.json")
         manifest = Manifest(

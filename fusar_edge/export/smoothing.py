@@ -34,7 +34,7 @@ class Smoothing:
 
 
 @dataclass(frozen=True)
-class Smoothed:
+class Folded:
     """What was done, for the manifest."""
 
     figures: dict[str, Any]
@@ -65,7 +65,7 @@ def smoothed(
     spec: ExportSpec,
     out: Path,
     progress: Progress,
-) -> Smoothed:
+) -> Folded:
     """Fold the factors into `model`, in place, and write the list of tiles into `out`.
 
     `exported`: what export.run.settings says of the model. GateError where the model then is not what it was.
@@ -87,7 +87,7 @@ def smoothed(
     spec_smooth = wanted.recipe.smooth
     equality = check_fold(model, fold, spec)
     write_listing(out / SMOOTHING_LISTING, listing(chosen))
-    return Smoothed(
+    return Folded(
         figures={"folded_vs_unfolded": equality, "smooth": {"recipe": wanted.recipe.name, "seams": report}},
         settings={"smooth": msgspec.to_builtins(spec_smooth)},
         inputs={f"smooth/{path.parent.name}/{path.name}": sha256_file(path) for path in wanted.data},

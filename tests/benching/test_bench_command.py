@@ -231,13 +231,13 @@ def test_the_roofline_stands_on_the_device_s_limits_where_the_board_is_known(ran
     assert "measured here" in result.roofline.limits.source
 
 
-def test_a_token_of_a_fused_decoder_moves_fewer_bytes(ran: tuple[Path, BenchResult]) -> None:
+def test_a_token_of_a_fused_decoder_moves_the_bytes_of_its_blocks(ran: tuple[Path, BenchResult]) -> None:
     bundle, observations = default_session().bundle, read_observations(ran[0])
     plain = replace(bundle, settings=msgspec.structs.replace(bundle.settings, fused=None))
     points = {p.stage: p.gb for p in roofline(bundle, observations, "").points}
     before = {p.stage: p.gb for p in roofline(plain, observations, "").points}
     assert points["vision"] == before["vision"]
-    assert points["one token"] < 0.8 * before["one token"]  # no linear of it is kept in float
+    assert 1 < points["one token"] / before["one token"] < 1.04  # a scale for 128 inputs, not for all of a channel
 
 
 def test_a_model_that_no_recipe_names_has_no_roofline(ran: tuple[Path, BenchResult]) -> None:

@@ -456,14 +456,3 @@ def test_evaluation_data_without_a_tile_pass_and_each_image_is_read_once(
     check_disjoint(rows, evaluation, DEFAULT_RADIOMETRY, progress=lambda *step: seen.append(step))
     assert seen == [(done, 5) for done in range(1, 6)]
     assert len(read) == 5
-
-
-def test_only_the_first_images_that_eval_would_take_are_checked(tmp_path: Path) -> None:
-    rows = listing(drawn([write_data(tmp_path / "train", range(2))], spec()))
-    evaluation = write_data(tmp_path / "val", [5, 6, 0], tasks=("count", "grid"))
-    check_disjoint(rows, evaluation, DEFAULT_RADIOMETRY, images=2)
-    records = [{"image": "images/0005.png", "question": "Is it night?", "answer": "1"}]
-    records += [{"image": f"images/000{n}.png", "task": "count", "answer": "1"} for n in (6, 0)]
-    write_records(evaluation, records)
-    with pytest.raises(DataError, match="1 of 2 images"):
-        check_disjoint(rows, evaluation, DEFAULT_RADIOMETRY, images=2)

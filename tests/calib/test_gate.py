@@ -13,7 +13,14 @@ from fusar_edge.errors import GateError
 from fusar_edge.eval.metrics import Measure, Scored
 from fusar_edge.specs import GateSpec
 
-GOOD = {"vision_cosine": 1.0, "vision_norm_ratio": 1.0, "logits_cosine": 1.0, "token_agreement": 1.0, "logits_kl": 0.0}
+GOOD = {
+    "vision_cosine": 1.0,
+    "vision_norm_off": 0.0,
+    "logits_cosine": 1.0,
+    "logits_norm_off": 0.0,
+    "token_agreement": 1.0,
+    "logits_kl": 0.0,
+}
 
 
 def counted(right: int, questions: int) -> list[Scored]:
@@ -56,9 +63,28 @@ def test_what_fp32_hardly_ever_does_is_told_and_not_judged() -> None:
     assert "FP32 succeeds 20 times" in check.note
 
 
+def test_a_bootstrap_of_no_successes_is_not_believed() -> None:
+    check = accuracy(boxed(0, 176), boxed(3, 176), "detect.f1_0.25")
+    assert check.interval_95 == (0.0, 0.0)
+    assert check.holds is None
+
+
+def test_false_boxes_are_a_loss_too() -> None:
+    """All of FP32's boxes, and nineteen wrong ones in each image."""
+    wrong = [{"bbox_2d": [300 + 2 * k, 300, 310 + 2 * k, 310], "label": "ship"} for k in range(19)]
+    rows = [
+        Scored("detect", row.reference, parse_answer("detect", json.dumps([*json.loads(row.said.text), *wrong])))
+        for row in boxed(20, 176)
+    ]
+    check = accuracy(rows, boxed(20, 176), "detect.f1_0.25")
+    assert check.value == pytest.approx(0.1, abs=0.02)
+    assert check.holds is False
+
+
 def test_but_fails_where_it_is_surely_lost() -> None:
     assert accuracy(boxed(2, 176), boxed(20, 176), "detect.f1_0.25").holds is False
     assert accuracy(boxed(0, 176), boxed(20, 176), "detect.f1_0.25").holds is False
+    assert accuracy(boxed(12, 176), boxed(20, 176), "detect.f1_0.25").holds is False
 
 
 def test_few_questions_are_no_excuse() -> None:
@@ -77,8 +103,8 @@ def test_a_metric_that_is_zero_in_both_is_not_judged() -> None:
     ("figure", "value", "name"),
     [
         ("vision_cosine", 0.994, "vision_cosine"),
-        ("vision_norm_ratio", 1.02, "vision_norm"),
-        ("vision_norm_ratio", 0.98, "vision_norm"),
+        ("vision_norm_off", 0.02, "vision_norm"),
+        ("logits_norm_off", 0.06, "logits_norm"),
         ("logits_cosine", float("nan"), "logits_cosine"),
         ("token_agreement", 0.9, "token_agreement"),
         ("logits_kl", float("nan"), "logits_kl"),

@@ -86,7 +86,7 @@ def test_the_rows_come_back() -> None:
 def test_an_outlier_is_a_channel_far_above_the_median_and_they_are_few(
     maxima: list[float], expected: list[int]
 ) -> None:
-    assert outlier_channels(np.array(maxima), OutlierSpec(linears=("*",))).tolist() == expected
+    assert outlier_channels(np.array(maxima), OutlierSpec(linears=("*",), share=0.02)).tolist() == expected
 
 
 def test_what_reads_the_weights_back_finds_them_whole() -> None:

@@ -20,7 +20,13 @@ from fusar_edge.manifest import read_manifest
 from fusar_edge.specs import GateSpec
 
 GATE = GateSpec(logits_kl=1.0)
-GOOD = {"vision_cosine": 1.0, "vision_norm_ratio": 1.0, "logits_cosine": 1.0, "token_agreement": 1.0}
+GOOD = {
+    "vision_cosine": 1.0,
+    "vision_norm_off": 0.0,
+    "logits_cosine": 1.0,
+    "logits_norm_off": 0.0,
+    "token_agreement": 1.0,
+}
 
 
 class Sums:
@@ -68,7 +74,7 @@ def test_a_layer_is_measured_alone_and_left_out() -> None:
     assert [row.alone["logits_kl"] for row in rows] == pytest.approx([0.1, 0.5])
     assert [row.without["logits_kl"] for row in rows] == pytest.approx([0.5, 0.1])
     assert rows[1].share_saved > rows[0].share_saved > 0
-    assert rows[1].share_alone == pytest.approx(0.5 / 5)  # a fifth of five allowances
+    assert rows[1].share_alone == pytest.approx(0.5 / 6)  # one of six allowances
 
 
 RECIPE = (

@@ -21,6 +21,7 @@ from fusar_edge.engines.fused import BLOCK, DOMAIN, ZERO, block_codes, fused
 from fusar_edge.engines.layer_source import LayerSource, Weight
 from fusar_edge.engines.plain_twin import plain_bundle, plain_decoder
 from fusar_edge.errors import GateError, InputError, RecipeError
+from fusar_edge.manifest import folder_hashes, read_manifest, write_manifest
 from fusar_edge.recipes import load_recipe
 from fusar_edge.runtime.backend import Backend, Cache, open_backend
 from fusar_edge.runtime.bundle import Bundle, FusedFacts, open_bundle
@@ -152,6 +153,9 @@ def test_a_kept_linear_comes_back_as_its_blocks(tmp_path: Path, spec: str) -> No
     node.input[1] = "kept"
     model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(floats.T), "kept"))
     onnx.save(model, path)
+    manifest = read_manifest(tmp_path / "graphs")
+    manifest.files = folder_hashes(tmp_path / "graphs")
+    write_manifest(tmp_path / "graphs", manifest)
     build(spec, tmp_path / "graphs", tmp_path / "bundle", waive="random weights")
     found = LayerSource(plain_decoder(open_bundle(tmp_path / "bundle"))).weight(layer)
     largest = np.abs(floats).reshape(len(floats), -1, BLOCK).max(-1).repeat(BLOCK, 1)

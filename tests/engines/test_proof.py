@@ -26,6 +26,13 @@ def prove(tmp_path: Path, graphs: Path | None = None, **options: object) -> Mani
     return build(spec_file(tmp_path), graphs or tiny_graphs.int8_folder(), tmp_path / "bundle", **given)  # type: ignore[arg-type]
 
 
+def resealed(folder: Path) -> Path:
+    manifest = read_manifest(folder)
+    manifest.files = folder_hashes(folder)
+    write_manifest(folder, manifest)
+    return folder
+
+
 def changed_graphs(folder: Path, graph: str, tensor: str, factor: float) -> Path:
     """INT8 graphs in which one tensor is multiplied, sealed again: as if `calibrate` had a bug."""
     shutil.copytree(tiny_graphs.int8_folder(), folder)
@@ -33,10 +40,7 @@ def changed_graphs(folder: Path, graph: str, tensor: str, factor: float) -> Path
     held = next(t for t in model.graph.initializer if t.name == tensor)
     held.CopyFrom(numpy_helper.from_array((numpy_helper.to_array(held) * factor).astype(np.float32), tensor))
     onnx.save(model, folder / graph)
-    manifest = read_manifest(folder)
-    manifest.files = folder_hashes(folder)
-    write_manifest(folder, manifest)
-    return folder
+    return resealed(folder)
 
 
 def test_a_bundle_carries_every_check_with_its_bound_and_interval(tmp_path: Path) -> None:
@@ -44,8 +48,9 @@ def test_a_bundle_carries_every_check_with_its_bound_and_interval(tmp_path: Path
     assert gate["holds"]
     assert gate["waiver"] is None
     assert gate["failed"] == []
+    assert gate["images"] == 6
     checks = {check["name"]: check for check in gate["checks"]}
-    stages = ("vision_cosine", "vision_norm", "logits_cosine", "token_agreement", "logits_kl")
+    stages = ("vision_cosine", "vision_norm", "logits_cosine", "logits_norm", "token_agreement", "logits_kl")
     assert set(checks) == {"graphs_as_written", *stages, "count.parsed", "count.accuracy"}
     assert checks["vision_cosine"]["bound"] == 0.99
     assert checks["count.parsed"]["value"] == 1
@@ -58,17 +63,18 @@ def test_a_bundle_carries_every_check_with_its_bound_and_interval(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("graph", "tensor", "layer"),
+    ("graph", "tensor"),
     [
-        ("vision.onnx", "vision.blocks.2.mlp.down_proj.weight_axis1_scale", "vision.blocks.2.mlp.down_proj"),
-        ("vision.onnx", "vision.merger.mlp.2.weight_axis1_scale", "vision.merger.mlp.2"),
-        ("decoder.onnx", "decoder.layers.3.self_attn.v_proj.weight_axis1_scale", "decoder.layers.3.self_attn.v_proj"),
-        ("vision.onnx", "vision.blocks.4.mlp/Mul_output_scale", "vision.blocks.4.mlp.down_proj"),
+        ("vision.onnx", "vision.blocks.2.mlp.down_proj.weight_axis1_scale"),
+        ("vision.onnx", "vision.merger.mlp.2.weight_axis1_scale"),
+        ("decoder.onnx", "decoder.layers.3.self_attn.v_proj.weight_axis1_scale"),
+        ("vision.onnx", "vision.blocks.4.mlp/Mul_output_scale"),
     ],
 )
-def test_one_scale_times_one_and_a_half_leaves_no_bundle(tmp_path: Path, graph: str, tensor: str, layer: str) -> None:
+def test_one_scale_times_one_and_a_half_leaves_no_bundle(tmp_path: Path, graph: str, tensor: str) -> None:
     graphs = changed_graphs(tmp_path / "graphs", graph, tensor, 1.5)
-    with pytest.raises(GateError, match=rf"graphs_as_written 1, at most 0 is asked for \({graph}: {layer}: "):
+    said = rf"graphs_as_written 1, at most 0 is asked for \({graph}: tensor {tensor} is not what FP32"
+    with pytest.raises(GateError, match=said):
         prove(tmp_path, graphs)
     assert not (tmp_path / "bundle").exists()
 
@@ -78,26 +84,53 @@ def test_one_channel_times_one_and_a_half_is_found_too(tmp_path: Path) -> None:
     factor[17] = 1.5
     tensor = "decoder.layers.3.self_attn.o_proj.weight_axis1_scale"
     graphs = changed_graphs(tmp_path / "graphs", "decoder.onnx", tensor, factor)  # type: ignore[arg-type]
-    with pytest.raises(GateError, match=r"o_proj: 1 output channels are not their FP32 weights in INT8 \(channel 17"):
+    with pytest.raises(GateError, match=r"tensor .*o_proj\.weight_axis1_scale is not what FP32"):
         prove(tmp_path, graphs)
 
 
 def test_a_norm_that_is_not_that_of_fp32_is_found(tmp_path: Path) -> None:
     graphs = changed_graphs(tmp_path / "graphs", "vision.onnx", "vision.blocks.0.norm1.weight", 1.5)
-    with pytest.raises(GateError, match=r"vision\.blocks\.0\.norm1\.weight is not that of FP32"):
+    with pytest.raises(GateError, match=r"vision\.blocks\.0\.norm1\.weight is not what FP32"):
         prove(tmp_path, graphs)
 
 
 def test_graphs_as_calibrate_wrote_them_have_nothing_wrong() -> None:
     figures = read_manifest(tiny_graphs.int8_folder()).figures["graphs"]
     for name in ("vision.onnx", "decoder.onnx"):
-        found = audit(tiny_graphs.int8_folder() / name, tiny_graphs.fp32_folder() / name, figures[name]["ranges"])
+        found = audit(tiny_graphs.int8_folder() / name, tiny_graphs.fp32_folder() / name, figures[name])
         assert found == []
+
+
+def test_a_node_or_a_quantisation_that_calibrate_did_not_write_is_found(tmp_path: Path) -> None:
+    shutil.copytree(tiny_graphs.int8_folder(), tmp_path / "graphs")
+    path = tmp_path / "graphs" / "vision.onnx"
+    model = onnx.load(path)
+    quantise = next(n for n in model.graph.node if n.name == "vision.blocks.1.attn.qkv_quantise")
+    model.graph.initializer.append(numpy_helper.from_array(np.float32(0.1), "another"))
+    quantise.input[1] = "another"  # and its DequantizeLinear keeps the right scale
+    onnx.save(model, path)
+    with pytest.raises(GateError, match=r"node vision\.blocks\.1\.attn\.qkv_quantise is another one"):
+        prove(tmp_path, resealed(tmp_path / "graphs"))
+
+
+def test_a_graph_that_was_changed_after_calibration_is_refused_by_name(tmp_path: Path) -> None:
+    shutil.copytree(tiny_graphs.int8_folder(), tmp_path / "graphs")
+    with open(tmp_path / "graphs" / "vision.onnx", "ab") as file:
+        file.write(b"\x72\x00")
+    with pytest.raises(InputError, match=r"vision\.onnx was changed"):
+        prove(tmp_path, tmp_path / "graphs", waive=WAIVER)
+
+
+def test_graphs_without_the_list_of_their_tiles_are_refused(tmp_path: Path) -> None:
+    shutil.copytree(tiny_graphs.int8_folder(), tmp_path / "graphs")
+    (tmp_path / "graphs" / LISTING).unlink()
+    with pytest.raises(InputError, match=r"has no calibration\.jsonl, the tiles that it was calibrated on"):
+        prove(tmp_path, resealed(tmp_path / "graphs"))
 
 
 def test_what_falls_behind_leaves_no_bundle_and_is_named(tmp_path: Path) -> None:
     graphs = with_gate(tmp_path / "graphs", "token_agreement = 1.0\nlogits_kl = 1e-9")
-    with pytest.raises(GateError, match=r"INT8 falls behind FP32 in \d of 8 checks: .*logits_kl .*at most 1e-09"):
+    with pytest.raises(GateError, match=r"INT8 falls behind FP32 in \d of 9 checks: .*logits_kl .*at most 1e-09"):
         prove(tmp_path, graphs)
     assert not (tmp_path / "bundle").exists()
 

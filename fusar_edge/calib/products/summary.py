@@ -74,10 +74,14 @@ def _stored(path: Path) -> dict[str, Any]:
 
 
 def linted(folder: Path, kept: Mapping[str, str], settings: BundleSettings, compiled: bool) -> dict[str, list[Finding]]:
-    """Every product of both graphs. `compiled`: TensorRT-RTX builds them first, and has the last word."""
+    """Every product of both graphs, with its work (of the decoder: of the prompt).
+
+    `compiled`: TensorRT-RTX builds them first, and has the last word.
+    """
     import onnx
 
     found = {}
+    dims = {VISION: vision_dims(settings), DECODER: decoder_dims(settings, settings.cells**2 + QUESTION_TOKENS, 0)}
     for name in (VISION, DECODER):
         engine = None
         if compiled:
@@ -86,5 +90,6 @@ def linted(folder: Path, kept: Mapping[str, str], settings: BundleSettings, comp
 
             profiles = vision_profiles(settings, 1) if name == VISION else decoder_profiles(settings, 512, 1024)
             engine = built(folder / name, profiles).kernels
-        found[name] = lint(onnx.load(folder / name), kept, engine)
+        model = onnx.load(folder / name)
+        found[name] = counted(lint(model, kept, engine), node_macs(model, dims[name]))
     return found

@@ -9,7 +9,6 @@ of `build` are the proof on data that no choice was made with.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -26,6 +25,11 @@ from fusar_edge.specs import CalibRecipe, GateSpec
 FIGURES = "sensitivity.json"
 
 
+def search_folder(out: Path) -> Path:
+    """Of an unfinished search."""
+    return out.with_name(f"{out.name}.search")
+
+
 def searched(
     graphs: GraphFolder,
     recipe: CalibRecipe,
@@ -38,10 +42,10 @@ def searched(
 ) -> dict[str, str]:
     """Layer -> why it is kept, beside what the recipe keeps; sensitivity.json and .html are written into `work`.
 
-    `OUT.search` keeps what was tried until it is done. GateError where no choice of layers holds.
+    `search_folder` keeps what was tried; the caller removes it once the output is there. GateError where no choice of
+    layers holds.
     """
-    folder = out.with_name(f"{out.name}.search")
-    trials = Trials(graphs, found, reference, folder, identity)
+    trials = Trials(graphs, found, reference, search_folder(out), identity)
     rows = sensitivities(trials, recipe.gate, progress)
     kept = fewest_kept(trials, rows, recipe.gate, progress)
     reasons = {row.layer: _reason(row, trials, kept, recipe.gate) for row in rows if row.layer in kept}
@@ -52,7 +56,6 @@ def searched(
     record["layers"] = [asdict(row) for row in rows]
     (work / FIGURES).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     (work / REPORT).write_text(search_html(recipe, rows, by_recipe, reasons, whole, final), encoding="utf-8")
-    shutil.rmtree(folder)
     return reasons
 
 

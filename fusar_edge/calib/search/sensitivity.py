@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fusar_edge.calib.compare import Reference
 from fusar_edge.calib.gate import stage_checks
@@ -61,19 +62,20 @@ class Trials:
 
     def _open(self, identity: str) -> dict[str, Figures]:
         state = self.folder / STATE
-        if not state.is_file():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            state.write_text(json.dumps({"identity": identity}) + "\n")
-            return {}
-        first, *lines = state.read_text().splitlines()
-        if json.loads(first) != {"identity": identity}:
+        first, *lines = (state.read_text() if state.is_file() else "").splitlines() or [""]
+        started = _row(first)
+        if started is not None and started != {"identity": identity}:
             raise OutputExistsError(
-                f"{self.folder} holds an unfinished search with another recipe, data or graphs: give the same "
+                f"{self.folder} holds an unfinished search with another recipe, data, graphs or version: give the same "
                 "arguments to go on with it, another --out, or remove that folder"
             )
-        whole = [line for line in lines if line.endswith("}")]  # the last one may have been cut off by a kill
-        state.write_text("\n".join([first, *whole]) + "\n")
-        return {row["key"]: row["figures"] for row in map(json.loads, whole)}
+        rows = [row for row in map(_row, lines) if row]  # the last one may have been cut off by a kill
+        self.folder.mkdir(parents=True, exist_ok=True)
+        kept = "".join(json.dumps(row) + "\n" for row in ({"identity": identity}, *rows))
+        work = state.with_suffix(".new")
+        work.write_text(kept, encoding="utf-8")
+        work.replace(state)
+        return {row["key"]: row["figures"] for row in rows}
 
     def figures(self, int8: Collection[str]) -> Figures:
         """Of the pair with these layers in INT8, against FP32."""
@@ -101,10 +103,20 @@ class Trials:
             shutil.rmtree(work, ignore_errors=True)
 
 
+def _row(line: str) -> Any:
+    """None for a line that is not whole."""
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
+
+
 def used(figures: Figures, gate: GateSpec) -> list[float]:
     """Share of each of the gate's allowances that is used up; the gate holds where none is above 1."""
+    smallest = 1e-9  # an allowance of nothing at all
     return [
-        (1 - c.value) / max(1 - c.bound, 1e-9) if c.least else c.value / c.bound for c in stage_checks(figures, gate)
+        (1 - c.value) / max(1 - c.bound, smallest) if c.least else c.value / max(c.bound, smallest)
+        for c in stage_checks(figures, gate)
     ]
 
 

@@ -32,7 +32,7 @@ Progress = Callable[[int, int], None]
 FLOOR = 1e-5
 """Least |x| and |w| of a channel in the formula: a dead channel keeps a finite factor."""
 PER_CALL = 64
-"""Rows at most that one run of the model adds, the one with the largest value always among them."""
+"""Rows at most that one run of the model adds: the one with the largest value, and others at random."""
 
 
 @dataclass(frozen=True)
@@ -52,21 +52,34 @@ class _Rows:
     def __init__(self, seam: Seam, limit: int, seed: int) -> None:
         self.seam, self.limit, self.rng = seam, limit, np.random.default_rng(seed)
         self.largest = torch.zeros(len(seam.group))
-        self.kept: list[Tensor] = []
+        self.highest, self.others = torch.zeros(0, len(seam.group)), torch.zeros(0, len(seam.group))
 
     def hook(self, module: Any, inputs: tuple[Tensor, ...]) -> None:
         x = inputs[0].detach().float().reshape(-1, inputs[0].shape[-1])
         if not torch.isfinite(x).all():
             raise DataError(f"the input of {self.seam.name} is not finite on a calibration input; check the checkpoint")
         self.largest = torch.maximum(self.largest, x.abs().amax(0))
-        chosen = torch.from_numpy(self.rng.permutation(len(x))[: PER_CALL - 1])
-        self.kept.append(torch.cat([x[chosen], x[x.abs().amax(1).argmax()][None]]).clone())
+        order = x.abs().amax(1).argsort(descending=True)
+        self.highest = torch.cat([self.highest, x[order[:1]]])
+        few = self.rng.permutation(len(x) - 1)[: PER_CALL - 1] if len(x) > 1 else np.zeros(0, np.int64)
+        self.others = torch.cat([self.others, x[order[1:]][torch.from_numpy(few)]])
+        self._thin()
+
+    def _thin(self) -> None:
+        """Memory is bounded however many tiles there are: of the highest rows the highest, of the others any."""
+        most = max(1, self.limit // 4)
+        if len(self.highest) > 2 * most:
+            order = self.highest.abs().amax(1).argsort(descending=True)
+            self.highest = self.highest[order[:most]]
+        if len(self.others) > 2 * self.limit:
+            self.others = self.others[torch.from_numpy(self.rng.permutation(len(self.others))[: self.limit])]
 
     def rows(self) -> Tensor:
-        """[rows, K], at most `limit`, evenly from all runs."""
-        found = torch.cat(self.kept)
-        step = max(1, -(-len(found) // self.limit))
-        return found[::step]
+        """[rows, K], at most `limit`."""
+        most = max(1, self.limit // 4)
+        highest = self.highest[self.highest.abs().amax(1).argsort(descending=True)[:most]]
+        few = self.rng.permutation(len(self.others))[: self.limit - len(highest)]
+        return torch.cat([highest, self.others[torch.from_numpy(few)]])
 
 
 def smooth(

@@ -34,6 +34,7 @@ class _ListedTile(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_on
     aef_sha256: Sha256 | None
     task: str | None
     question: str
+    answer: str
     cluster: int
     licence: str
     source: str
@@ -62,6 +63,7 @@ def _row(part: str, tile: ChosenTile) -> Row:
         "aef_sha256": None if aef is None else sha256_file(aef),
         "task": tile.triplet.task,
         "question": tile.triplet.question,
+        "answer": tile.triplet.answer,
         "cluster": tile.cluster,
     }
 
@@ -109,17 +111,15 @@ def check_disjoint(
     listing_rows: Sequence[Mapping[str, Any]],
     data: Path,
     radiometry: Radiometry,
-    images: int | None = None,
     progress: Progress | None = None,
 ) -> None:
     """Raise DataError where images of the evaluation manifest `data` are in the listing, by bytes or decoded pixels.
 
-    `images`: only the first so many with a known task, as `eval` takes them. Each image is read once, and decoded where
-    its bytes are not listed. Another crop or a lossy copy of a tile is not found.
+    Each image is read once, and decoded where its bytes are not listed. Another crop or a lossy copy of a tile is not
+    found. `progress(done, total)` counts images.
     """
     files, pixels = ({row[key] for row in listing_rows} for key in ("sha256", "pixels_sha256"))
-    triplets = read_triplets(data)
-    seen = list(triplets_by_image(triplets if images is None else [t for t in triplets if t.task]))[:images]
+    seen = list(triplets_by_image(read_triplets(data)))
     shared = []
     for done, image in enumerate(seen, 1):
         if sha256_file(image) in files or pixels_sha256(grey_from_file(image, radiometry)) in pixels:

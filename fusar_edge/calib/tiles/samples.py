@@ -29,8 +29,13 @@ Feeds = dict[str, npt.NDArray[Any]]
 
 
 def some_samples(manifests: Sequence[Path], images: int) -> list[Triplet]:
-    """One question of each of so many images, evenly over the manifests, the questions of an image in turn."""
-    groups = [group for path in manifests for group in triplets_by_image(read_triplets(path)).values()]
+    """`spread` over the records of several manifests."""
+    return spread([triplet for path in manifests for triplet in read_triplets(path)], images)
+
+
+def spread(triplets: list[Triplet], images: int) -> list[Triplet]:
+    """One question of each of so many images, evenly over the records, the questions of an image in turn."""
+    groups = list(triplets_by_image(triplets).values())
     places = np.unique(np.linspace(0, len(groups) - 1, min(images, len(groups))).round().astype(int))
     return [groups[place][turn % len(groups[place])] for turn, place in enumerate(places)]
 
