@@ -17,6 +17,7 @@ body{font:15px/1.5 system-ui,sans-serif;color:#1b1f24;background:#fff;margin:2re
 h1{font-size:1.5rem;margin:0}h2{font-size:1.1rem;margin:2.2rem 0 .4rem;border-bottom:1px solid #d9dde3}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.86rem;margin:.6rem 0}
 th,td{padding:.18rem .7rem .18rem 0;text-align:right;vertical-align:top}th:first-child,td:first-child{text-align:left}
+.text td,.text th{text-align:left}
 th{font-weight:600;border-bottom:1px solid #8a939e}tr+tr td{border-top:1px solid #eceff2}
 .scroll{overflow-x:auto}.good,.bad{padding:.5rem .9rem;border-left:4px solid;margin:1rem 0}
 .good{border-color:#2a7d4f;background:#eef7f1}.bad{border-color:#c1440e;background:#fdf2ec}
@@ -41,12 +42,15 @@ def section(title: str, *pieces: str) -> str:
     return f"<section><h2>{escaped(title)}</h2>{''.join(pieces)}</section>"
 
 
-def table(head: Row, rows: Iterable[Row]) -> str:
+def table(head: Row, rows: Iterable[Row], *, text: bool = False) -> str:
+    """`text`: columns of words, to the left; else all but the first are numbers."""
+
     def line(cells: Row, tag: str) -> str:
         return "<tr>" + "".join(f"<{tag}>{escaped(cell)}</{tag}>" for cell in cells) + "</tr>"
 
     body = "".join(line(row, "td") for row in rows)
-    return f'<div class="scroll"><table>{line(head, "th")}{body}</table></div>'
+    words = ' class="text"' if text else ""
+    return f'<div class="scroll"><table{words}>{line(head, "th")}{body}</table></div>'
 
 
 def escaped(text: str) -> str:

@@ -16,11 +16,11 @@ Threads = Annotated[int, typer.Option(min=0, help="Processor threads; 0: all.")]
 Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="Name on the shelf, or a path to a .toml file.")]
 
 
-def say(text: str) -> None:
-    """A line for a person, on stderr."""
+def say(text: str, *, markup: bool = True) -> None:
+    """A line for a person, on stderr. `markup`: its square brackets are rich's; else they are text."""
     from rich.console import Console
 
-    Console(stderr=True, highlight=False).print(text, soft_wrap=True, markup=False)
+    Console(stderr=True, highlight=False).print(text, soft_wrap=True, markup=markup)
 
 
 def result(value: dict[str, Any]) -> None:

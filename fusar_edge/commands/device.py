@@ -100,9 +100,9 @@ def verify(bundle: Annotated[str, typer.Argument(metavar="BUNDLE", help="Bundle 
         passed = "not asked"
         if gate:
             passed = f"passed on {gate['images']} images" if gate["holds"] else f"waived: {gate['waiver']}"
-        say(f"gate on INT8 against FP32 (docs/int8.md): {passed}")
+        say(f"gate on INT8 against FP32 (docs/int8.md): {passed}", markup=False)
         for failed in gate.get("failed", ()):
-            say(f"  failed: {failed}")
+            say(f"  failed: {failed}", markup=False)
     facts = {"gate_holds": gate.get("holds"), "waiver": gate.get("waiver")} if gate else {}
     files = len(opened.manifest.files)
     result({"bundle": str(opened.folder), "ok": True, "sha256": opened.sha256, "files": files, **facts})

@@ -152,7 +152,7 @@ def calibrate(
         say(f"what each layer costs: {out / 'sensitivity.html'}")
     kept = {name: why for graph in manifest.figures["graphs"].values() for name, why in graph["kept"].items()}
     for name, why in kept.items():
-        say(f"not in INT8: {name}: {why}")
+        say(f"not in INT8: {name}: {why}", markup=False)
     result({"out": str(out), **manifest.figures["int8_vs_fp32"], "kept": list(kept)})
 
 

@@ -140,6 +140,14 @@ def test_task_metrics_are_those_of_the_plans(machine: Machine) -> None:
     assert machine.opened == 1, "the plans were opened to be asked, and not a second time to be checked"
 
 
+def test_the_gate_runs_in_the_cache_that_the_spec_has(machine: Machine) -> None:
+    """768 rows, as on an Orin Nano; graphs are told of 1,024."""
+    given = {"data": tiny_graphs.other_tiles(), "reference": tiny_graphs.fp32_folder(), "images": 2}
+    manifest = machine.build(spec=machine.spec(cache_tokens=768), **given)
+    assert manifest.figures["gate"]["images"] == 2
+    assert {check["name"] for check in manifest.figures["gate"]["checks"]} >= {"logits_kl", "count.parsed"}
+
+
 def test_another_gpu_than_the_specs_is_refused(machine: Machine) -> None:
     machine.facts = DeviceFacts("NVIDIA H200", "9.0", 1 << 37, 1 << 37, "13.0")
     with pytest.raises(DeviceError, match=r"spec jetson-agx-orin-64gb is for compute capability 8\.7.*H200\) has 9\.0"):

@@ -31,7 +31,7 @@ def search_html(
         note(f"Each figure: INT8 against FP32 on {tile}. Share: of the allowances of the recipe's [gate], their mean."),
         _status(recipe, final, by_search),
         section("Gate", _gate_table(recipe, whole, final)),
-        section("Not in INT8", table(("layer", "why", "kept by"), kept) if kept else "<p>No layer.</p>"),
+        section("Not in INT8", table(("layer", "why", "kept by"), kept, text=True) if kept else "<p>No layer.</p>"),
         section(
             "One layer in INT8, all others in FP32",
             _bars({row.layer: row.share_alone for row in rows}, by_search, "share of the allowances that it uses"),
