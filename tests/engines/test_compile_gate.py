@@ -15,11 +15,14 @@ import tiny_graphs
 from onnx import TensorProto, helper, numpy_helper
 
 from fusar_edge.calib.graphs import open_graphs
+from fusar_edge.calib.outliers import Split
 from fusar_edge.calib.products.lint import BUILT_INT8, Finding, lint
-from fusar_edge.calib.qdq import linears
+from fusar_edge.calib.qdq import linears, quantised
 from fusar_edge.engines.compile_gate import BINDINGS, LIBRARIES, Compiled, compile_pair, compiled
 from fusar_edge.engines.kernels import Kernels
+from fusar_edge.engines.profiles import vision_profiles
 from fusar_edge.errors import GateError
+from fusar_edge.manifest import read_manifest
 
 ABSENT = [name for name in (LIBRARIES, BINDINGS) if importlib.util.find_spec(name) is None]
 
@@ -159,6 +162,23 @@ def test_tensorrt_refuses_the_zero_points_and_biases_that_the_lint_lists(tmp_pat
     with pytest.raises(GateError, match=r"bias_dequantise.*Int32"):
         built(tmp_path, *ACTIVATION, weight(), product(), bias, helper.make_node("Add", ["p", "b"], ["sum"], "add"))
     assert [f.name for f in lint(onnx.load(tmp_path / "g.onnx")) if f.kind == "bias"] == ["bias_dequantise"]
+
+
+def test_outlier_channels_beside_a_linear_build_and_leave_it_in_int8(tmp_path: Path) -> None:
+    source, figures = tiny_graphs.fp32_folder(), read_manifest(tiny_graphs.int8_folder()).figures
+    model = onnx.load(source / "vision.onnx")
+    ranges = figures["graphs"]["vision.onnx"]["ranges"]
+    layers = [layer for layer in linears(model) if layer.name in ranges]
+    split = ["vision.merger.mlp.2", "vision.blocks.0.mlp.down_proj"]
+    splits = {name: Split(np.array([1, 40]), ranges[name]) for name in split}
+    onnx.save(
+        quantised(model, layers, {a.activation: ranges[a.name] for a in layers}, splits), tmp_path / "vision.onnx"
+    )
+    settings = open_graphs(tiny_graphs.int8_folder()).settings
+    engine = compiled(tmp_path / "vision.onnx", vision_profiles(settings, 1)).kernels
+    assert set(split) <= engine.int8
+    found = {f.name: f for f in lint(onnx.load(tmp_path / "vision.onnx"), {}, engine)}
+    assert all(found[name].int8 and not found[f"{name}.outliers"].int8 for name in split)
 
 
 def test_a_node_that_tensorrt_does_not_know_is_named(tmp_path: Path) -> None:
