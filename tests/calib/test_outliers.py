@@ -131,3 +131,28 @@ def test_a_fused_decoder_holds_the_whole_weight_and_its_plain_twin_comes_back() 
     for key in before:
         if "layers.0" in key:
             np.testing.assert_array_equal(before[key], after[key], err_msg=key)
+
+
+def test_the_range_of_a_split_layer_is_that_of_its_other_channels() -> None:
+    import tiny_graphs
+
+    from fusar_edge.calib.graphs import open_graphs
+    from fusar_edge.calib.measured import measured
+    from fusar_edge.calib.ranges import channel_maxima
+    from fusar_edge.calib.tiles.samples import SampleReader
+    from fusar_edge.data.triplets import read_triplets
+    from fusar_edge.runtime.ort import open_ort
+    from fusar_edge.specs import CalibRecipe, RangeSpec
+
+    graphs = open_graphs(tiny_graphs.fp32_folder())
+    reader, samples = SampleReader(graphs), read_triplets(tiny_graphs.tiles())[:2]
+    spec = OutlierSpec(linears=("vision.blocks.0.mlp.down_proj",), ratio=1.5, share=0.05)
+    recipe = CalibRecipe(name="split", ranges=RangeSpec(method="max"), outliers=spec)
+    graph = measured(graphs, recipe, samples, reader, open_ort(graphs.bundle()))["vision.onnx"]
+    ((name, split),) = graph.splits.items()
+    activation = next(layer.activation for layer in graph.layers if layer.name == name)
+    feeds = [feed for sample in samples for feed in reader.vision_feeds(sample)]
+    maxima = channel_maxima(graphs.path / "vision.onnx", [activation], feeds)[activation]
+    assert split.channels.tolist() == outlier_channels(maxima, spec).tolist() != []
+    assert split.largest == pytest.approx(np.delete(maxima, split.channels).max())
+    assert split.largest < graph.ranges[activation] == pytest.approx(maxima.max())

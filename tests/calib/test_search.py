@@ -57,6 +57,21 @@ def test_no_smaller_choice_of_layers_holds(costs: list[float]) -> None:
     assert len(kept) <= len(costs) - most + (abs(sum(cheapest[: most + 1]) - 1) < 1e-9)
 
 
+class TwoCauses(Sums):
+    """One layer uses up the cosine's allowance, well within it; the divergence fails by the sum of two others."""
+
+    def figures(self, int8: Collection[str]) -> dict[str, float]:
+        cosine = 1 - 0.0045 * ("layer.0" in int8)
+        return super().figures(int8) | {"vision_cosine": cosine}
+
+
+def test_a_layer_that_gives_back_most_is_put_back_where_it_is_not_what_fails() -> None:
+    trials: Any = TwoCauses([0.0, 0.75, 0.3])
+    rows = sensitivities(trials, GATE, quiet)
+    assert max(rows, key=lambda row: row.share_saved).layer == "layer.0"
+    assert fewest_kept(trials, rows, GATE, quiet) == ["layer.1"]
+
+
 def test_where_the_gate_holds_nothing_is_kept() -> None:
     trials: Any = Sums([0.1, 0.2])
     assert fewest_kept(trials, sensitivities(trials, GATE, quiet), GATE, quiet) == []

@@ -50,7 +50,9 @@ def test_a_smoothed_export_says_what_the_checkpoint_said_and_calibrates(work: Pa
     manifest = exported(work, tmp_path / "onnx", bar=lambda *at: ticks.append(at))
     assert manifest.files == folder_hashes(tmp_path / "onnx")
     assert {row["part"] for row in read_listing(tmp_path / "onnx" / "smoothing.jsonl")} == {"ranges", "held_out"}
-    for figures in manifest.figures["folded_vs_unfolded"].values():
+    equality = manifest.figures["folded_vs_unfolded"]
+    assert set(equality) == {"vision.visual_tokens", "decoder.logits"}
+    for figures in equality.values():
         assert figures["cosine"] > 0.999999
     seams = manifest.figures["smooth"]["seams"]
     assert len(seams) == 6 + 6 + 1
