@@ -144,6 +144,8 @@ def calibrate(
         raise InputError(
             "calibrate takes RECIPE, --onnx, --data and --out; or --compare A B and --data; or --lint INT8"
         )
+    if search and find_spec("matplotlib") is None:
+        raise MissingExtraError("--search draws its report with matplotlib: pip install 'fusar-edge[workshop]'")
     from fusar_edge.calib.run import calibrate as run
 
     with bar("calibrating") as step:
