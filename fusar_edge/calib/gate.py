@@ -107,7 +107,7 @@ def verdict(checks: Sequence[Check], spec: GateSpec, waiver: str | None, images:
         raise GateError(
             f"INT8 falls behind FP32 in {len(failed)} of {len(checks)} checks: {'; '.join(failed)}. Nothing was "
             "written. `fusar-edge calibrate RECIPE --search` finds the layers to keep out of INT8, `fusar-edge "
-            "calibrate --compare INT8 FP32` the layer where they part; --waive REASON builds it all the same, and the "
+            "calibrate --compare FP32 INT8` the layer where they part; --waive REASON builds it all the same, and the "
             "reason stands in its manifest"
         )
     return {
