@@ -69,9 +69,8 @@ def export_model(
         facts, folded = settings(model, recipe, baked), Folded({}, {}, {})
         if wanted is not None:
             progress("smoothing activations")
-            plain = settings(
-                model, recipe
-            )  # smoothing runs the checkpoint, which takes vectors also where the graph is baked
+            # Smoothing runs the checkpoint, which takes vectors also where the graph is baked.
+            plain = settings(model, recipe)
             folded = smoothed(model, Path(checkpoint), parent, plain, wanted, recipe.export, work, bar)
         figures = write_graphs(model, recipe, work, progress, baked)
         shutil.copyfile(tokenizer, work / "tokenizer.json")
