@@ -21,7 +21,9 @@ import numpy.typing as npt
 from fusar_edge.specs import OutlierSpec
 
 if TYPE_CHECKING:
-    from onnx import ModelProto, NodeProto
+    from onnx import NodeProto
+
+    from fusar_edge.calib.qdq import Constants
 
 Channels = npt.NDArray[np.int64]
 SUFFIX = ".outliers"
@@ -45,32 +47,32 @@ def outlier_channels(largest: npt.NDArray[np.floating[Any]], spec: OutlierSpec) 
     return np.sort(order[largest[order] > spec.ratio * np.median(largest)]).astype(np.int64)
 
 
-def split_channels(model: ModelProto, splits: Mapping[str, Split]) -> dict[str, list[NodeProto]]:
-    """Take the channels' rows out of the weights, in place; layer name -> nodes that follow its product."""
-    from onnx import helper, numpy_helper
+def float_product(node: NodeProto, split: Split, constants: Constants) -> list[NodeProto]:
+    """The nodes that follow the INT8 product of `node`, a MatMul, and add the float one to it; its output is renamed.
 
-    constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    beside = {}
-    for node in model.graph.node:
-        if node.name not in splits:
-            continue
-        assert node.op_type == "MatMul", f"{node.name} is no MatMul, whose channels are the last axis"
-        channels = splits[node.name].channels
-        name = f"{node.name}{SUFFIX}"
-        weight = numpy_helper.to_array(constants[node.input[1]]).copy()
-        rows = weight[channels]
-        weight[channels] = 0
-        tensors = {f"{name}.channels": channels, f"{name}.weight": rows, f"{node.name}.inliers.weight": weight}
-        model.graph.initializer.extend(numpy_helper.from_array(value, key) for key, value in tensors.items())
-        whole, few = f"{node.name}.inliers_output", f"{name}_input"
-        beside[node.name] = [
-            helper.make_node("Gather", [node.input[0], f"{name}.channels"], [few], f"{name}/Gather", axis=-1),
-            helper.make_node("MatMul", [few, f"{name}.weight"], [f"{name}_output"], name),
-            helper.make_node("Add", [whole, f"{name}_output"], [node.output[0]], f"{name}/Add"),
-        ]
-        node.output[0] = whole
-        node.input[1] = f"{node.name}.inliers.weight"
-    return beside
+    Its weight still has the outliers' rows: `without_rows` takes them out.
+    """
+    from onnx import helper
+
+    assert node.op_type == "MatMul", f"{node.name} is no MatMul, whose channels are the last axis"
+    name, weight = f"{node.name}{SUFFIX}", node.input[1]
+    constants.put(f"{name}.channels", lambda: split.channels)
+    constants.put(f"{name}.weight", lambda: constants.weight(weight)[split.channels])
+    whole, few = f"{node.name}.inliers_output", f"{name}_input"
+    nodes = [
+        helper.make_node("Gather", [node.input[0], f"{name}.channels"], [few], f"{name}/Gather", axis=-1),
+        helper.make_node("MatMul", [few, f"{name}.weight"], [f"{name}_output"], name),
+        helper.make_node("Add", [whole, f"{name}_output"], [node.output[0]], f"{name}/Add"),
+    ]
+    node.output[0] = whole
+    return nodes
+
+
+def without_rows(weight: npt.NDArray[np.float32], split: Split) -> npt.NDArray[np.float32]:
+    """`weight` [in, out] with zeros for the outliers."""
+    rest = weight.copy()
+    rest[split.channels] = 0
+    return rest
 
 
 def with_outliers(weight: npt.NDArray[Any], layer: str, constants: Mapping[str, Any]) -> npt.NDArray[Any]:

@@ -7,20 +7,21 @@ products inside attention, and biases (TensorRT refuses INT32 biases behind Dequ
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from fusar_edge.calib.outliers import Split, split_channels
+from fusar_edge.calib.outliers import Split, float_product, without_rows
 from fusar_edge.errors import RecipeError
 
 if TYPE_CHECKING:
-    from onnx import ModelProto
+    from onnx import ModelProto, NodeProto
 
 SMALLEST_WIDTH = 16
 """A MatMul with a constant narrower than this is no layer but geometry (rotary angles)."""
@@ -79,14 +80,55 @@ def reaches(model: ModelProto, name: str) -> set[str]:
     return seen
 
 
+BLOCK_VALUES = 1 << 24
+"""Values that `int8_weight` works on at a time: the head of a 7B model is 2.2 GB in float32."""
+
+
 def int8_weight(weight: npt.NDArray[np.float32], axis: int) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
     """Symmetric codes in -127..127 and the scale of each channel along `axis`; a channel of zeros has scale 1."""
-    others = tuple(i for i in range(weight.ndim) if i != axis)
-    largest = np.abs(weight).max(axis=others)
-    scale = np.where(largest > 0, largest / 127, 1).astype(np.float32)
-    shape = [-1 if i == axis else 1 for i in range(weight.ndim)]
-    codes = np.clip(np.rint(weight / scale.reshape(shape)), -127, 127).astype(np.int8)
+    channels = weight.shape[axis]
+    codes, scale = np.empty(weight.shape, np.int8), np.empty(channels, np.float32)
+    step = max(1, BLOCK_VALUES * channels // max(1, weight.size))
+    for start in range(0, channels, step):
+        block = [slice(None)] * weight.ndim
+        block[axis] = slice(start, start + step)
+        part = weight[tuple(block)]
+        largest = np.abs(part).max(axis=tuple(i for i in range(weight.ndim) if i != axis))
+        scale[start : start + step] = np.where(largest > 0, largest / 127, 1)
+        divisor = scale[start : start + step].reshape([-1 if i == axis else 1 for i in range(weight.ndim)])
+        codes[tuple(block)] = np.clip(np.rint(part / divisor), -127, 127)
     return codes, scale
+
+
+class Constants(Protocol):
+    """Where the writer finds float weights, and leaves what it makes of them."""
+
+    def weight(self, name: str) -> npt.NDArray[np.float32]:
+        """A float weight of the graph, in the graph's layout."""
+        ...
+
+    def put(self, name: str, make: Callable[[], npt.NDArray[Any]]) -> str:
+        """Keep a constant of the new graph; returns its name. `make` is called only where the value is needed."""
+        ...
+
+
+class GraphConstants:
+    """Those of a graph that holds its weights."""
+
+    def __init__(self, model: ModelProto) -> None:
+        self.graph = model.graph
+        self.tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+
+    def weight(self, name: str) -> npt.NDArray[np.float32]:
+        from onnx import numpy_helper
+
+        return numpy_helper.to_array(self.tensors[name])
+
+    def put(self, name: str, make: Callable[[], npt.NDArray[Any]]) -> str:
+        from onnx import numpy_helper
+
+        self.graph.initializer.append(numpy_helper.from_array(np.asarray(make()), name))
+        return name
 
 
 def quantised(
@@ -100,17 +142,7 @@ def quantised(
 
     result = onnx.ModelProto()
     result.CopyFrom(model)
-    splits = splits or {}
-    beside = split_channels(result, splits)
-    writer = _Writer(result, ranges, splits)
-    chosen = {layer.name: layer for layer in layers}
-    nodes = []
-    for node in result.graph.node:
-        layer = chosen.get(node.name)
-        if layer is not None:
-            node.input[0] = writer.activation(layer)
-            node.input[1] = writer.weight(node.input[1], layer.axis)
-        nodes += [*writer.take(), node, *beside.get(node.name, [])]
+    nodes = QdqWriter(GraphConstants(result), ranges, splits or {}).rewritten(result.graph.node, layers)
     del result.graph.node[:]
     result.graph.node.extend(nodes)
     _drop_unused_initialisers(result)
@@ -118,20 +150,34 @@ def quantised(
     return result
 
 
-class _Writer:
-    """Makes each constant and node once; nodes wait in `take` until their first consumer is placed."""
+class QdqWriter:
+    """Rewrites nodes. Each constant and node is made once; nodes wait in `_take` until their first reader is placed."""
 
-    def __init__(self, model: ModelProto, ranges: Mapping[str, float], splits: Mapping[str, Split]) -> None:
-        self.graph, self.ranges, self.splits = model.graph, ranges, splits
-        self.constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    def __init__(self, constants: Constants, ranges: Mapping[str, float], splits: Mapping[str, Split]) -> None:
+        self.constants, self.ranges, self.splits = constants, ranges, splits
         self.done: dict[tuple[str, int], str] = {}
-        self.pending: list[Any] = []
+        self.pending: list[NodeProto] = []
 
-    def take(self) -> list[Any]:
+    def rewritten(self, nodes: Iterable[NodeProto], layers: Iterable[Linear]) -> list[NodeProto]:
+        """The nodes, those of `layers` changed in place, with what they need before and behind them."""
+        chosen = {layer.name: layer for layer in layers}
+        result: list[NodeProto] = []
+        for node in nodes:
+            layer, beside = chosen.get(node.name), []
+            if layer is not None:
+                weight, split = node.input[1], self.splits.get(layer.name)
+                if split is not None:
+                    beside = float_product(node, split, self.constants)
+                node.input[0] = self._activation(layer)
+                node.input[1] = self._weight(node.name if split else "", weight, layer.axis, split)
+            result += [*self._take(), node, *beside]
+        return result
+
+    def _take(self) -> list[NodeProto]:
         nodes, self.pending = self.pending, []
         return nodes
 
-    def activation(self, layer: Linear) -> str:
+    def _activation(self, layer: Linear) -> str:
         """A Q/DQ pair per layer, also where layers read one tensor, each with a zero point of its own.
 
         ONNX Runtime 1.32 fuses a MatMul only where its QuantizeLinear has no other reader (13 of 43 linears of the tiny
@@ -144,8 +190,8 @@ class _Writer:
         scale = f"{layer.activation}_scale" if split is None else f"{layer.name}_input_scale"
         if (scale, -1) not in self.done:
             largest = self.ranges[layer.activation] if split is None else split.largest
-            self.done[scale, -1] = self._constant(scale, np.float32(largest / 127))
-        zero = self._constant(f"{layer.name}_input_zero", np.int8(0))
+            self.done[scale, -1] = self.constants.put(scale, lambda: np.float32(largest / 127).reshape(()))
+        zero = self.constants.put(f"{layer.name}_input_zero", lambda: np.zeros((), np.int8))
         codes, result = f"{layer.name}_input_int8", f"{layer.name}_input"
         self.pending += [
             helper.make_node("QuantizeLinear", [layer.activation, scale, zero], [codes], f"{layer.name}_quantise"),
@@ -153,29 +199,30 @@ class _Writer:
         ]
         return result
 
-    def weight(self, name: str, axis: int) -> str:
-        from onnx import helper, numpy_helper
+    def _weight(self, layer: str, name: str, axis: int, split: Split | None) -> str:
+        """Of a layer with outliers, the weight without their rows is its own."""
+        from onnx import helper
 
-        if (name, axis) not in self.done:
-            codes, scale = int8_weight(numpy_helper.to_array(self.constants[name]), axis)
-            base = f"{name}_axis{axis}"
+        own = name if split is None else f"{layer}.inliers.weight"
+        if (own, axis) not in self.done:
+
+            @functools.cache
+            def pair() -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
+                weight = self.constants.weight(name)
+                return int8_weight(weight if split is None else without_rows(weight, split), axis)
+
+            base = f"{own}_axis{axis}"
             inputs = [
-                self._constant(f"{base}_int8", codes),
-                self._constant(f"{base}_scale", scale),
-                self._constant(f"{base}_zero", np.zeros_like(scale, np.int8)),
+                self.constants.put(f"{base}_int8", lambda: pair()[0]),
+                self.constants.put(f"{base}_scale", lambda: pair()[1]),
+                self.constants.put(f"{base}_zero", lambda: np.zeros_like(pair()[1], np.int8)),
             ]
             node = helper.make_node(
                 "DequantizeLinear", inputs, [f"{base}_dequantised"], f"{base}_dequantise", axis=axis
             )
             self.pending.append(node)
-            self.done[name, axis] = f"{base}_dequantised"
-        return self.done[name, axis]
-
-    def _constant(self, name: str, value: Any) -> str:
-        from onnx import numpy_helper
-
-        self.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
-        return name
+            self.done[own, axis] = f"{base}_dequantised"
+        return self.done[own, axis]
 
 
 def half_embeddings(model: ModelProto) -> list[str]:
