@@ -8,7 +8,7 @@ products inside attention, and biases (TensorRT refuses INT32 biases behind Dequ
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -190,7 +190,7 @@ class QdqWriter:
         scale = f"{layer.activation}_scale" if split is None else f"{layer.name}_input_scale"
         if (scale, -1) not in self.done:
             largest = self.ranges[layer.activation] if split is None else split.largest
-            self.done[scale, -1] = self.constants.put(scale, lambda: np.float32(largest / 127).reshape(()))
+            self.done[scale, -1] = self.constants.put(scale, lambda: np.asarray(largest / 127, np.float32))
         zero = self.constants.put(f"{layer.name}_input_zero", lambda: np.zeros((), np.int8))
         codes, result = f"{layer.name}_input_int8", f"{layer.name}_input"
         self.pending += [
@@ -232,7 +232,19 @@ def half_embeddings(model: ModelProto) -> list[str]:
     DequantizeLinear before Gather makes ONNX Runtime expand the whole table at each step (0.22 ms for 6000 x 256).
     Returns the names of the tables.
     """
-    from onnx import TensorProto, helper, numpy_helper
+    from onnx import numpy_helper
+
+    tables = embedding_tables(model)
+    for tensor in model.graph.initializer:
+        if tensor.name in tables:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), tensor.name))
+    gather_in_half(model, tables)
+    return tables
+
+
+def embedding_tables(model: ModelProto) -> list[str]:
+    """Float tables that are read by Gather alone."""
+    from onnx import TensorProto
 
     readers: dict[str, list[Any]] = {}
     for node in model.graph.node:
@@ -242,17 +254,25 @@ def half_embeddings(model: ModelProto) -> list[str]:
     for tensor in model.graph.initializer:
         users = readers.get(tensor.name, [])
         wide = len(tensor.dims) == 2 and min(tensor.dims) >= SMALLEST_WIDTH and tensor.data_type == TensorProto.FLOAT
-        if not wide or not users or any(n.op_type != "Gather" or n.input[0] != tensor.name for n in users):
-            continue
-        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), tensor.name))
-        for node in users:
-            place = list(model.graph.node).index(node) + 1
+        if wide and users and all(n.op_type == "Gather" and n.input[0] == tensor.name for n in users):
+            tables.append(tensor.name)
+    return tables
+
+
+def gather_in_half(model: ModelProto, tables: Collection[str]) -> None:
+    """A Cast to float behind each Gather of the tables, which are FP16."""
+    from onnx import TensorProto, helper
+
+    nodes = []
+    for node in model.graph.node:
+        nodes.append(node)
+        if node.op_type == "Gather" and node.input[0] in tables:
             half = f"{node.output[0]}_half"
             cast = helper.make_node("Cast", [half], [node.output[0]], f"{node.name}_float", to=TensorProto.FLOAT)
             node.output[0] = half
-            model.graph.node.insert(place, cast)
-        tables.append(tensor.name)
-    return tables
+            nodes.append(cast)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
 
 
 def _drop_unused_initialisers(model: ModelProto) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,14 +31,7 @@ LARGE = 1 << 30
 
 def write_graph(module: nn.Module, config: OnnxConfig, path: Path, opset: int = 17, large: int = LARGE) -> None:
     """Export `module` to `path`. GateError where the graph holds what DESIGN section 3 rules out."""
-    with _known_warnings():
-        export(module, config, path, opset=opset, disable_dynamic_axes_fix=True)
-    model = onnx.load(path)
-    path.with_name(f"{path.name}_data").unlink(missing_ok=True)  # Optimum's own file of large weights
-    fix_shapes(model, module, config)
-    drop_idle_casts(model)
-    name_by_layer(model)
-    share_tables(model)
+    model = traced(module, config, path.parent, opset)
     if sum(w.ByteSize() for w in model.graph.initializer) > large:
         data = f"{path.name}.data"
         onnx.save_model(model, path, save_as_external_data=True, location=data, size_threshold=1024)
@@ -45,6 +39,19 @@ def write_graph(module: nn.Module, config: OnnxConfig, path: Path, opset: int = 
         onnx.save_model(model, path)
     onnx.checker.check_model(path, full_check=True)
     check_operators(model, path.name)
+
+
+def traced(module: nn.Module, config: OnnxConfig, folder: Path, opset: int = 17) -> onnx.ModelProto:
+    """The graph of `module` with its weights, every node named by its layer. `folder`: for the exporter's own file."""
+    with tempfile.TemporaryDirectory(prefix=".trace-", dir=folder) as scratch, _known_warnings():
+        path = Path(scratch) / "graph.onnx"
+        export(module, config, path, opset=opset, disable_dynamic_axes_fix=True)
+        model = onnx.load(path)
+    fix_shapes(model, module, config)
+    drop_idle_casts(model)
+    name_by_layer(model)
+    share_tables(model)
+    return model
 
 
 def check_operators(model: onnx.ModelProto, name: str) -> None:

@@ -55,24 +55,41 @@ def seams(model: FusarForConditionalGeneration) -> Iterator[Seam]:
     """Every seam of the model, in the order of the graphs."""
     visual: Any = model.model.visual
     for index, block in enumerate(visual.blocks):
-        name, width = f"vision.blocks.{index}", block.attn.qkv.in_features
-        yield _after(block.norm1, f"{name}.attn", {"qkv": block.attn.qkv})
-        yield Seam({f"{name}.attn.proj": block.attn.proj}, Maker(block.attn.qkv, 2 * width), torch.arange(width))
-        yield from _mlp(block.norm2, block.mlp, f"{name}.mlp")
-    merger = visual.merger
-    yield _after(merger.ln_q, "vision.merger.mlp", {"0": merger.mlp[0]})
+        yield from block_seams(block, f"vision.blocks.{index}")
+    yield merger_seam(visual.merger)
     language: Any = model.model.language_model
     for index, layer in enumerate(language.layers):
-        name, attention = f"decoder.layers.{index}", layer.self_attn
-        readers = {part: getattr(attention, part) for part in ("q_proj", "k_proj", "v_proj")}
-        yield _after(layer.input_layernorm, f"{name}.self_attn", readers)
-        heads = torch.arange(attention.o_proj.in_features).reshape(-1, attention.head_dim)
-        # Query heads that share a value head read the same channels of it.
-        shared = torch.arange(len(heads)) // attention.num_key_value_groups
-        group = (shared[:, None] * attention.head_dim + torch.arange(attention.head_dim)).flatten()
-        yield Seam({f"{name}.self_attn.o_proj": attention.o_proj}, Maker(attention.v_proj), group)
-        yield from _mlp(layer.post_attention_layernorm, layer.mlp, f"{name}.mlp")
-    yield _after(language.norm, "decoder", {"lm_head": model.lm_head})
+        yield from layer_seams(layer, f"decoder.layers.{index}")
+    yield head_seam(language.norm, model.lm_head)
+
+
+def block_seams(block: Any, name: str) -> Iterator[Seam]:
+    """Of a block of the vision tower."""
+    width = block.attn.qkv.in_features
+    yield _after(block.norm1, f"{name}.attn", {"qkv": block.attn.qkv})
+    yield Seam({f"{name}.attn.proj": block.attn.proj}, Maker(block.attn.qkv, 2 * width), torch.arange(width))
+    yield from _mlp(block.norm2, block.mlp, f"{name}.mlp")
+
+
+def merger_seam(merger: Any) -> Seam:
+    return _after(merger.ln_q, "vision.merger.mlp", {"0": merger.mlp[0]})
+
+
+def layer_seams(layer: Any, name: str) -> Iterator[Seam]:
+    """Of a layer of the language model."""
+    attention = layer.self_attn
+    readers = {part: getattr(attention, part) for part in ("q_proj", "k_proj", "v_proj")}
+    yield _after(layer.input_layernorm, f"{name}.self_attn", readers)
+    heads = torch.arange(attention.o_proj.in_features).reshape(-1, attention.head_dim)
+    # Query heads that share a value head read the same channels of it.
+    shared = torch.arange(len(heads)) // attention.num_key_value_groups
+    group = (shared[:, None] * attention.head_dim + torch.arange(attention.head_dim)).flatten()
+    yield Seam({f"{name}.self_attn.o_proj": attention.o_proj}, Maker(attention.v_proj), group)
+    yield from _mlp(layer.post_attention_layernorm, layer.mlp, f"{name}.mlp")
+
+
+def head_seam(norm: Any, lm_head: nn.Linear) -> Seam:
+    return _after(norm, "decoder", {"lm_head": lm_head})
 
 
 def _mlp(norm: nn.Module, mlp: Any, name: str) -> Iterator[Seam]:
