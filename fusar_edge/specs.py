@@ -83,7 +83,9 @@ class SftStageSpec(_Spec, frozen=True):
     epochs: Annotated[float, Meta(gt=0)]
     lr: Rate
     batch: Positive = 1
-    """Images a step and process; the paper has one image per GPU."""
+    """Images of a process that are computed at once; the paper has one image per GPU."""
+    accumulate: Positive = 1
+    """So many batches of each process make a step: batch * accumulate * processes images."""
     tasks: tuple[str, ...] = ()
     """Records of these tasks only; empty: all records."""
     max_tokens: Positive = 2048
@@ -110,7 +112,12 @@ class TrainSpec(_Spec, frozen=True):
     base: BaseStageSpec | None = None
     lora: LoraSpec = LoraSpec()
     bf16: bool = True
-    """Autocast to bfloat16; master weights stay float32 where the model is trained whole."""
+    """Autocast to bfloat16; weights that are trained stay float32."""
+    frozen: Literal["float32", "bfloat16"] = "float32"
+    """Type of the weights that stages 1 and 2 do not train. bfloat16: half the memory; for a published base, whose
+    weights are bfloat16 in the first place."""
+    checkpointing: bool = False
+    """Stages 1 and 2 keep the inputs of each layer alone and compute the rest again in the backward pass."""
 
 
 class ExportSpec(_Spec, frozen=True):
@@ -145,6 +152,8 @@ class ModelRecipe(_Spec, frozen=True):
             raise ValueError(f"image_size {self.image_size} is not a multiple of 28 (14 px patches, merged 2 x 2)")
         if self.base is None and not (self.vision and self.text and self.tokenizer and self.train.base):
             raise ValueError("a recipe without `base` needs [vision], [text], `tokenizer` and [train.base]")
+        if self.base is None and self.train.frozen == "bfloat16":
+            raise ValueError('frozen = "bfloat16" would round the float32 weights of a model from scratch: leave it out')
 
 
 # calib/NAME.toml ----------------------------------------------------------------------------------------------------

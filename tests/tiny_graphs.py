@@ -18,7 +18,7 @@ from fusar_edge.data.tasks import canonical_prompt
 from fusar_edge.export.decoder_graph import DecoderGraph
 from fusar_edge.export.graph_file import write_graph
 from fusar_edge.export.onnx_configs import FusarDecoderOnnxConfig, FusarVisionOnnxConfig
-from fusar_edge.export.run import settings
+from fusar_edge.export.settings import settings
 from fusar_edge.export.vision_graph import VisionGraph
 from fusar_edge.manifest import Manifest, folder_hashes, write_manifest
 from fusar_edge.model.checkpoint import new_model, tokenizer_path

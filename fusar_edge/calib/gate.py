@@ -22,7 +22,7 @@ import msgspec
 
 from fusar_edge.errors import GateError
 from fusar_edge.eval.metrics import Measure, Scored, measures
-from fusar_edge.specs import GateSpec
+from fusar_edge.specs import CalibRecipe, GateSpec
 
 NONE_OF = 3.69
 """97.5 % upper limit of the mean of a Poisson count that came out as 0."""
@@ -67,6 +67,18 @@ def stage_checks(figures: Mapping[str, float], spec: GateSpec) -> list[Check]:
         least("token_agreement", spec.token_agreement),
         most("logits_kl", figures["logits_kl"], spec.logits_kl),
     ]
+
+
+def check_figures(figures: Mapping[str, float], recipe: CalibRecipe, what: str) -> None:
+    """What `calibrate` asks before it writes; tasks and tokens are asked by `build`. GateError names both figures."""
+    cosine, norm = figures["vision_cosine"], figures["vision_norm_off"]
+    if not (cosine >= recipe.gate.vision_cosine and norm <= recipe.gate.vision_norm):
+        raise GateError(
+            f"{what}: INT8 visual tokens have cosine {cosine:.4f} with FP32 and a norm that is {norm:.2%} off, "
+            f"on {figures['images']} held-out images; recipe {recipe.name} asks for {recipe.gate.vision_cosine} and "
+            f"{recipe.gate.vision_norm:.2%}. Nothing was written: --search finds the layers to keep, [smooth] and "
+            "[outliers] in the recipe make activations easier, and more varied tiles give better ranges"
+        )
 
 
 def task_checks(int8: Sequence[Scored], fp32: Sequence[Scored], spec: GateSpec) -> list[Check]:

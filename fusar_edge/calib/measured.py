@@ -160,14 +160,19 @@ def check_patterns(graphs: GraphFolder, recipe: CalibRecipe) -> None:
 
     models = [onnx.load(graphs.path / name, load_external_data=False) for name in (VISION, DECODER)]
     layers = [layer for model in models for layer in linears(model)]
+    check_layers(layers, recipe, str(graphs.path), baked=graphs.settings.anchors.form == "baked")
+
+
+def check_layers(layers: list[Linear], recipe: CalibRecipe, where: str, *, baked: bool) -> None:
+    """As `check_patterns`, of layers that are at hand; `where`: whose they are."""
     products = [layer for layer in layers if layer.op == "MatMul"]
     asked = [("[keep]", pattern, layers) for pattern in recipe.keep]
     asked += [("[outliers] linears:", p, products) for p in (recipe.outliers.linears if recipe.outliers else ())]
     for section, pattern, among in asked:
-        absent = graphs.settings.anchors.form == "baked" and pattern.startswith("tlm.")
+        absent = baked and pattern.startswith("tlm.")
         if not absent and not any(fnmatchcase(layer.name, pattern) for layer in among):
             raise RecipeError(
-                f"recipe {recipe.name}: {section} {pattern!r} fits no layer of {graphs.path} that can be quantised so, "
+                f"recipe {recipe.name}: {section} {pattern!r} fits no layer of {where} that can be quantised so, "
                 f"such as {among[0].name}"
             )
 

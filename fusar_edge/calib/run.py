@@ -11,15 +11,16 @@ import msgspec
 
 from fusar_edge import __version__
 from fusar_edge.calib.compare import Reference
+from fusar_edge.calib.gate import check_figures
 from fusar_edge.calib.graphs import LISTING, SMOOTHING_LISTING, GraphFolder, open_graphs
 from fusar_edge.calib.measured import check_patterns, measured, passes
 from fusar_edge.calib.products.summary import int8_summary
 from fusar_edge.calib.search.run import search_folder, searched
 from fusar_edge.calib.tiles.choice import choose
-from fusar_edge.calib.tiles.listing import listing, write_listing
+from fusar_edge.calib.tiles.listing import data_hashes, listing, write_listing
 from fusar_edge.calib.tiles.samples import SampleReader, sample_files
 from fusar_edge.data.triplet_rows import Row
-from fusar_edge.errors import GateError, RecipeError
+from fusar_edge.errors import RecipeError
 from fusar_edge.manifest import (
     FILENAME,
     Manifest,
@@ -116,14 +117,7 @@ def identity(rows: list[Row], recipe_text: str, graphs: GraphFolder) -> str:
 def _gated(graphs: GraphFolder, work: Path, reference: Reference, recipe: CalibRecipe) -> dict[str, float]:
     """Figures of the INT8 pair. What `build` asks of tasks and tokens is not asked here."""
     figures = reference.compared(open_ort(graphs.bundle(work)))
-    cosine, norm = figures["vision_cosine"], figures["vision_norm_off"]
-    if not (cosine >= recipe.gate.vision_cosine and norm <= recipe.gate.vision_norm):
-        raise GateError(
-            f"{graphs.path}: INT8 visual tokens have cosine {cosine:.4f} with FP32 and a norm that is {norm:.2%} off, "
-            f"on {figures['images']} held-out images; recipe {recipe.name} asks for {recipe.gate.vision_cosine} and "
-            f"{recipe.gate.vision_norm:.2%}. Nothing was written: --search finds the layers to keep, [smooth] and "
-            "[outliers] in the recipe make activations easier, and more varied tiles give better ranges"
-        )
+    check_figures(figures, recipe, str(graphs.path))
     return figures
 
 
@@ -136,12 +130,7 @@ def _drop_copy(path: Path, of: Path) -> None:
 def _inputs(graphs: GraphFolder, data: Sequence[Path], tiles: list[Path]) -> dict[str, str]:
     """Name -> SHA-256 of the graphs, the triplet manifests and every file the set was taken from."""
     inputs = {name: sha256_file(graphs.path / name) for name in (VISION, DECODER, FILENAME)}
-    inputs |= {f"data/{path.resolve().parent.name}/{path.name}": sha256_file(path) for path in data}
-    folders = [path.resolve().parent for path in data]
-    for tile in map(Path.resolve, tiles):
-        folder = next((f for f in folders if tile.is_relative_to(f)), tile.parent)
-        inputs[f"tile/{folder.name}/{tile.relative_to(folder).as_posix()}"] = sha256_file(tile)
-    return inputs
+    return inputs | data_hashes(data, tiles)
 
 
 class _Ticks:

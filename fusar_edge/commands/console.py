@@ -29,13 +29,13 @@ def result(value: dict[str, Any]) -> None:
 
 
 @contextmanager
-def bar(what: str) -> Iterator[Callable[..., None]]:
-    """A progress bar on stderr, called with (done, total[, text])."""
+def bar(what: str, *, shown: bool = True) -> Iterator[Callable[..., None]]:
+    """A progress bar on stderr, called with (done, total[, text]). Not `shown`: for one of several processes."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not shown) as progress:
         task = progress.add_task(what, total=None)
 
         def step(done: int, total: int, text: str = "") -> None:

@@ -14,6 +14,12 @@ from fusar_edge.commands.console import Force, Out, Recipe, bar, result, say
 from fusar_edge.errors import InputError, MissingExtraError
 
 Stage = Literal["base", "1", "2"]
+Sigma = Annotated[
+    float | None,
+    typer.Option(min=0, help="Width of TLM's Gaussian, where no tlm_config.json says it: 2."),
+]
+
+CHECKPOINT = "a folder that `train` wrote or of the official form, hub:OWNER/REPO/FOLDER, or `base`, the recipe's"
 
 
 @app.command(
@@ -25,27 +31,35 @@ def train(
     stage: Annotated[Stage, typer.Option(help="base: from scratch; 1: knowledge injection; 2: task execution.")],
     data: Annotated[list[str], typer.Option(help="Triplet manifest, or MANIFEST@WEIGHT; repeat for several.")],
     out: Out,
-    init: Annotated[Path | None, typer.Option(help="Checkpoint of the stage before.")] = None,
+    init: Annotated[str | None, typer.Option(help=f"Checkpoint of the stage before: {CHECKPOINT}.")] = None,
+    sigma: Sigma = None,
     scale: Annotated[float, typer.Option(help="Share of the recipe's steps, for a trial run; recorded.")] = 1.0,
     force: Force = False,
 ) -> None:
-    """Train one stage. A run that was killed goes on when the same command is given again."""
+    """Train one stage. A run that was killed goes on when the same command is given again.
+
+    In several processes (docs/training.md): `accelerate launch --config_file ddp.yaml -m fusar_edge train ...`.
+    """
     need_workshop()
+    from fusar_edge.train.processes import processes
     from fusar_edge.train.run import train as run
 
-    with bar("train") as step:
+    first = processes().is_main_process
+    with bar("train", shown=first) as step:
         manifest = run(
             recipe,
             stage,
             data,
             out,
             init=init,
+            sigma=sigma,
             scale=scale,
             force=force,
             log=say,
             progress=lambda what, done, total: step(done, total, what),
         )
-    result({"out": str(out), "stage": manifest.stage, **manifest.figures})
+    if first:
+        result({"out": str(out), "stage": manifest.stage, **manifest.figures})
 
 
 @app.command(
@@ -54,7 +68,7 @@ def train(
 )
 def export(
     recipe: Recipe,
-    checkpoint: Annotated[Path, typer.Option(help="Folder that `train` wrote.")],
+    checkpoint: Annotated[str, typer.Option(help=f"{CHECKPOINT}.")],
     out: Annotated[Path | None, typer.Option(help="Folder to write. Default: export/out/RECIPE.")] = None,
     anchors: Annotated[
         Path | None, typer.Option(help="Table that `anchors bake` made: the graph takes its coefficients.")
@@ -62,12 +76,23 @@ def export(
     smooth: Annotated[
         str | None, typer.Option(help="Recipe of calib/ with [smooth]: fold SmoothQuant into the weights.")
     ] = None,
-    data: Annotated[
-        list[Path] | None, typer.Option(help="Triplet manifest for --smooth; repeat for several. As for `calibrate`.")
+    int8: Annotated[
+        str | None,
+        typer.Option(help="Recipe of calib/: write INT8 graphs, layer by layer, as `calibrate` would of FP32 ones."),
     ] = None,
+    data: Annotated[
+        list[Path] | None,
+        typer.Option(help="Triplet manifest for --smooth or --int8; repeat for several. As for `calibrate`."),
+    ] = None,
+    sigma: Sigma = None,
     force: Force = False,
 ) -> None:
-    """Checkpoint -> ONNX graphs, their equality with PyTorch and Hugging Face measured and written down."""
+    """Checkpoint -> ONNX graphs, their equality with PyTorch and Hugging Face measured and written down.
+
+    A large model (7B: 33 GB in float32) is never held in memory: its layers are read, compared and written one by one,
+    and with --int8 smoothed and quantised on the way. Such an export that was killed goes on when the same command is
+    given again.
+    """
     need_workshop()
     from fusar_edge.export.run import export_model
     from fusar_edge.manifest import read_manifest
@@ -77,8 +102,10 @@ def export(
             recipe,
             checkpoint,
             out,
+            sigma=sigma,
             anchors=anchors,
             smooth=smooth,
+            int8=int8,
             data=data or (),
             force=force,
             progress=say,

@@ -74,14 +74,15 @@ class TorchBackend:
         return Step(logits, logits.argmax(-1).astype(np.int32))
 
 
-def open_checkpoint_session(folder: Path, *, grammar: bool = True) -> Session:
-    """A session on a folder that `fusar-edge train` wrote; float32."""
-    from fusar_edge.export.run import settings as exported_settings
+def open_checkpoint_session(checkpoint: str | Path, *, grammar: bool = True) -> Session:
+    """A session on a folder that `fusar-edge train` wrote; float32. CheckpointError for one without a manifest."""
+    from fusar_edge.export.settings import settings as exported_settings
 
-    model, tokenizer, manifest = load_checkpoint(folder)
+    model, tokenizer, manifest = load_checkpoint(checkpoint)
     recipe = msgspec.toml.decode(manifest.recipe, type=ModelRecipe)
     known = set(BundleSettings.__struct_fields__)
     wanted: dict[str, Any] = {k: v for k, v in exported_settings(model, recipe).items() if k in known}
     settings = msgspec.convert(wanted | {"precision": "fp32", "name": recipe.name}, BundleSettings)
-    bundle = Bundle(tokenizer.parent, settings, Prompts(), Radiometry(), manifest, sha256_file(folder / FILENAME))
+    sha256 = sha256_file(Path(checkpoint) / FILENAME)
+    bundle = Bundle(tokenizer.parent, settings, Prompts(), Radiometry(), manifest, sha256)
     return Session(bundle, backend=TorchBackend(model), grammar=grammar)

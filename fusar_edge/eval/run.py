@@ -50,12 +50,20 @@ def _per_image_features(session: Session, features: NDArray[np.float32], aef: Pa
 
 def open_session(target: str, threads: int = 0, *, grammar: bool = True) -> Session:
     """A session on a bundle (folder or `default`) or on a checkpoint folder (needs the extra `workshop`)."""
-    folder = Path(target)
-    if target != "default" and (folder / FILENAME).is_file() and read_manifest(folder, InputError).stage != "build":
+    if _is_checkpoint(target):
         from fusar_edge.eval.checkpoint_session import open_checkpoint_session
 
-        return open_checkpoint_session(folder, grammar=grammar)
+        return open_checkpoint_session(target, grammar=grammar)
     return Session(open_bundle(bundle_path(target)), threads, grammar=grammar)
+
+
+def _is_checkpoint(target: str) -> bool:
+    folder = Path(target)
+    if target.startswith("hub:"):
+        return True
+    if (folder / FILENAME).is_file():
+        return target != "default" and read_manifest(folder, InputError).stage != "build"
+    return any((folder / name).is_file() for name in ("adapter_config.json", "vec64_film.pt"))
 
 
 def _selected(data: Path, tasks: Sequence[str], images: int | None) -> dict[Path, list[Triplet]]:

@@ -8,18 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 
-from fusar_edge.anchors.codes import BANDS
-from fusar_edge.data.truth import COORDINATE_SIZE
-from fusar_edge.errors import AnchorError, CheckpointError
+from fusar_edge.errors import AnchorError, CheckpointError, InputError
 from fusar_edge.export.baking.bake import Baked, open_baked
 from fusar_edge.export.baking.basis import projector_from, tlm_sha256
 from fusar_edge.export.baking.projector import FILENAME as PROJECTOR
 from fusar_edge.export.decoder_graph import DecoderGraph
 from fusar_edge.export.graph_file import write_graph
+from fusar_edge.export.lean.run import Wanted, export_lean
 from fusar_edge.export.onnx_configs import FusarDecoderOnnxConfig, FusarVisionOnnxConfig
 from fusar_edge.export.parity import check_against_hugging_face, check_files
+from fusar_edge.export.settings import settings
 from fusar_edge.export.smoothing import Folded, Progress, smoothed, smoothing
 from fusar_edge.export.vision_graph import VisionGraph
 from fusar_edge.manifest import (
@@ -33,17 +32,23 @@ from fusar_edge.manifest import (
 )
 from fusar_edge.model.checkpoint import load_checkpoint
 from fusar_edge.model.network import FusarForConditionalGeneration
+from fusar_edge.model.weights import Weights, open_weights
 from fusar_edge.recipes import load_recipe
-from fusar_edge.specs import ModelRecipe
+from fusar_edge.specs import CalibRecipe, ModelRecipe
+
+LARGEST_WHOLE = 4 << 30
+"""Bytes in float32 up to which a model is held in memory; a larger one is exported layer by layer."""
 
 
 def export_model(
     recipe_name: str,
-    checkpoint: Path,
+    checkpoint: str | Path,
     out: Path | None = None,
     *,
+    sigma: float | None = None,
     anchors: Path | None = None,
     smooth: str | None = None,
+    int8: str | None = None,
     data: Sequence[Path] = (),
     force: bool = False,
     progress: Callable[[str], None] = lambda step: None,
@@ -54,17 +59,27 @@ def export_model(
     `smooth`: a recipe of calib/ with [smooth], whose factors are chosen on tiles of the manifests `data` and folded
     into the weights (SmoothQuant): the graphs say the same and are easier to quantise. `bar(done, total, what)` counts.
     `anchors`: a table that `anchors bake` made from this checkpoint; the vision graph takes its coefficients, and
-    projector.npz, which makes them of vectors, lies beside it. RecipeError, CheckpointError, AnchorError,
-    OutputExistsError; GateError where equality fails. Any error leaves no output.
+    projector.npz, which makes them of vectors, lies beside it. `int8`: a recipe of calib/; the folder then is what
+    `calibrate` makes, written layer by layer, as every model beyond LARGEST_WHOLE is exported. RecipeError,
+    CheckpointError, AnchorError, OutputExistsError; GateError where equality fails. Any error leaves no output.
     """
     recipe, text = load_recipe("export", recipe_name, ModelRecipe)
     out = Path(out) if out else Path("export") / "out" / recipe.name
     check_output(out, force)
-    wanted = smoothing(smooth, data)
+    wanted, streamed = smoothing(smooth, data if int8 is None else ()), _int8_recipe(int8, smooth, data)
+    weights = open_weights(checkpoint, recipe, sigma=sigma)
+    large = weights.bytes_fp32() > LARGEST_WHOLE
+    if large and wanted is not None:
+        raise InputError(
+            f"{checkpoint} is {weights.bytes_fp32() / (1 << 30):.0f} GiB in float32 and is exported layer by layer: "
+            f"give --int8 {smooth} in place of --smooth {smooth}, which smooths and quantises on the way"
+        )
+    baked = None if anchors is None else _baked_of(weights, Path(anchors), checkpoint)
+    if large or streamed is not None:
+        return export_lean(weights, recipe, text, out, streamed, baked=baked, force=force, say=progress, bar=bar)
     progress("reading the checkpoint")
-    model, tokenizer, parent = load_checkpoint(Path(checkpoint))
+    model, tokenizer, parent = load_checkpoint(checkpoint, recipe, sigma=sigma)
     check_shapes(model, recipe, Path(checkpoint))
-    baked = None if anchors is None else _baked_of(model, Path(anchors), Path(checkpoint))
     with output_folder(out, force=force) as work:
         facts, folded = settings(model, recipe, baked), Folded({}, {}, {})
         if wanted is not None:
@@ -118,9 +133,19 @@ def write_graphs(
     return figures | {"baked_vs_exact_tlm": baked.figures}
 
 
-def _baked_of(model: FusarForConditionalGeneration, table: Path, checkpoint: Path) -> Baked:
+def _int8_recipe(int8: str | None, smooth: str | None, data: Sequence[Path]) -> Wanted | None:
+    if int8 is None:
+        return None
+    if smooth is not None:
+        raise InputError(f"--int8 {int8} smooths as its recipe says: leave --smooth {smooth} out")
+    if not data:
+        raise InputError(f"--int8 {int8} takes ranges on real tiles: give --data MANIFEST")
+    return Wanted(*load_recipe("calib", int8, CalibRecipe), tuple(data))
+
+
+def _baked_of(weights: Weights, table: Path, checkpoint: str | Path) -> Baked:
     baked = open_baked(table)
-    if baked.tlm_sha256 != tlm_sha256(model.tlm.film_mlp):
+    if baked.tlm_sha256 != tlm_sha256(weights.tlm_state()):
         raise AnchorError(
             f"{table} was baked from another TLM than that of {checkpoint}: give the checkpoint that it was baked "
             f"with, or bake again: fusar-edge anchors bake TABLE --checkpoint {checkpoint}"
@@ -153,31 +178,3 @@ def lineage(checkpoint: Path, parent: Manifest) -> dict[str, str]:
     names = sorted(p.name for p in checkpoint.iterdir() if p.suffix in (".safetensors", ".json"))
     found = {f"checkpoint/{name}": sha256_file(checkpoint / name) for name in names}
     return found | {f"parent/{name}": value for name, value in parent.inputs.items()}
-
-
-def settings(model: FusarForConditionalGeneration, recipe: ModelRecipe, baked: Baked | None = None) -> dict[str, Any]:
-    """What a bundle needs to know of the graphs; names as in fusar_edge.runtime.bundle.BundleSettings."""
-    config, text = model.config, model.config.text_config
-    attention = model.model.language_model.layers[0].self_attn
-    ends = np.unique(
-        [i for ids in (text.eos_token_id, text.bos_token_id) if ids is not None for i in np.atleast_1d(ids)]
-    )
-    return {
-        "name": recipe.name,
-        "image_size": config.fusar["image_size"],
-        "cells": model.cells,
-        "channels": text.hidden_size,
-        "layers": text.num_hidden_layers,
-        "heads": text.num_attention_heads,
-        "kv_heads": attention.num_key_value_heads,
-        "head_dim": attention.head_dim,
-        "vocab_size": model.lm_head.weight.shape[0],
-        "eos_ids": [int(i) for i in ends],
-        "image_token_id": config.image_token_id,
-        "vision_start_token_id": config.vision_start_token_id,
-        "vision_end_token_id": config.vision_end_token_id,
-        "anchor_nodes": recipe.anchor_nodes,
-        "anchors": baked.form if baked else {"form": "codes", "bands": BANDS},
-        "coordinate_size": COORDINATE_SIZE,
-        "opset": recipe.export.opset,
-    }

@@ -18,7 +18,7 @@ from fusar_edge.export.baking.basis import Basis
 from fusar_edge.export.layers import Norm, reshape, rotated, signed
 from fusar_edge.model.network import FusarForConditionalGeneration
 from fusar_edge.model.tlm import BakedModulation
-from fusar_edge.model.vision import grey_patch_embedding, grid_plan
+from fusar_edge.model.vision import GridPlan, grey_patch_embedding, grid_plan
 
 Groups = tuple[tuple[int, int], ...]
 
@@ -100,21 +100,30 @@ class Merger(nn.Module):
         return tokens[:, self.inverse]
 
 
+def tower_plan(config: Any, image_size: int) -> GridPlan:
+    """Of a Qwen2_5_VLVisionConfig."""
+    window_cells = config.window_size // config.spatial_merge_size // config.patch_size
+    head_dim = config.hidden_size // config.num_heads
+    return grid_plan(image_size // config.patch_size, config.spatial_merge_size, window_cells, head_dim)
+
+
+def planned_block(block: Any, index: int, config: Any, plan: GridPlan) -> Block:
+    """Hugging Face's block `index` in the form of the graph."""
+    whole = ((1, len(plan.order)),)
+    groups = whole if index in config.fullatt_block_indexes else plan.window_groups
+    return Block(block, WindowAttention(block.attn, groups, plan.cos, plan.sin))
+
+
 class Tower(nn.Module):
     """The Qwen2.5-VL vision tower for one grey image size."""
 
     def __init__(self, tower: Any, image_size: int) -> None:
         super().__init__()
-        config = tower.config
-        window_cells = config.window_size // config.spatial_merge_size // config.patch_size
-        patches = image_size // config.patch_size
-        plan = grid_plan(patches, config.spatial_merge_size, window_cells, config.hidden_size // config.num_heads)
+        plan = tower_plan(tower.config, image_size)
         self.patch_embed = PatchEmbedding(tower.patch_embed.proj.weight, plan.order)
-        whole = ((1, patches * patches),)
-        self.blocks = nn.ModuleList()
-        for index, block in enumerate(tower.blocks):
-            groups = whole if index in tower.fullatt_block_indexes else plan.window_groups
-            self.blocks.append(Block(block, WindowAttention(block.attn, groups, plan.cos, plan.sin)))
+        self.blocks = nn.ModuleList(
+            planned_block(block, index, tower.config, plan) for index, block in enumerate(tower.blocks)
+        )
         self.merger = Merger(tower.merger, plan.inverse)
 
     def forward(self, pixels: Tensor) -> Tensor:

@@ -1,9 +1,12 @@
-"""Checkpoint folders: the whole model, the official adapter form beside it, and their lineage.
+"""Checkpoint folders, written and read as a whole model (fusar_edge.model.weights reads them tensor by tensor).
 
-DIR/config.json model.safetensors    the model, LoRA merged, TLM inside
-DIR/tokenizer.json
-DIR/adapter/                         official form: PEFT adapter, vec64_film.pt, tlm_config.json
 DIR/manifest.json                    stage, recipe, hashes of parent and data
+DIR/tokenizer.json
+of a recipe from scratch:
+DIR/config.json model.safetensors    the model, LoRA merged, TLM inside
+DIR/adapter/                         official form: PEFT adapter, vec64_film.pt, tlm_config.json
+of a recipe with a published base:
+DIR/                                 official form
 """
 
 from __future__ import annotations
@@ -11,18 +14,26 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import msgspec
 import torch
+from transformers.modeling_utils import no_init_weights
 
 from fusar_edge.errors import CheckpointError, RecipeError
-from fusar_edge.manifest import Manifest, read_manifest
-from fusar_edge.model.network import FusarForConditionalGeneration, network_config, with_fusar
+from fusar_edge.manifest import FILENAME, Manifest, read_manifest
+from fusar_edge.model import film
+from fusar_edge.model.adapter import CONFIG as LORA_CONFIG
+from fusar_edge.model.adapter import WEIGHTS as LORA_WEIGHTS
+from fusar_edge.model.hub import PREFIX
+from fusar_edge.model.network import FusarForConditionalGeneration, network_config
 from fusar_edge.model.tlm import FORMAT, VECTOR_SIZE
+from fusar_edge.model.weights import Weights, is_official, open_weights, own_weights
 from fusar_edge.recipes import recipe_path
 from fusar_edge.specs import ModelRecipe
 
-WEIGHTS = "model.safetensors"
+OFFICIAL = "official"
+"""Stage of a checkpoint that no fusar-edge made."""
 
 
 def tokenizer_path(recipe: ModelRecipe, recipe_name: str) -> Path:
@@ -35,7 +46,6 @@ def tokenizer_path(recipe: ModelRecipe, recipe_name: str) -> Path:
 
 def new_model(recipe: ModelRecipe, tokenizer: Path, seed: int = 0) -> FusarForConditionalGeneration:
     """A model from scratch in the shape of the recipe. TLM starts as the identity."""
-    import msgspec
     from tokenizers import Tokenizer
 
     assert recipe.vision is not None
@@ -65,44 +75,47 @@ def _with_identity_tlm(model: FusarForConditionalGeneration) -> FusarForConditio
     return model
 
 
-def published_model(recipe: ModelRecipe) -> FusarForConditionalGeneration:
-    """The recipe's published Qwen2.5-VL, from its folder or the hub, with a fresh TLM."""
-    from transformers import Qwen2_5_VLConfig
-
-    try:
-        config = Qwen2_5_VLConfig.from_pretrained(str(recipe.base))
-        config = with_fusar(config, recipe.image_size, recipe.tlm.sigma, recipe.tlm.hidden_mult)
-        model = FusarForConditionalGeneration.from_pretrained(recipe.base, config=config)
-    except (OSError, ValueError, RuntimeError) as problem:
-        raise CheckpointError(
-            f"{recipe.base}, the base of the recipe {recipe.name}, does not load: {problem}; where the hub cannot be "
-            "reached, give a local folder as the recipe's `base`"
-        ) from None
-    return _with_identity_tlm(model)
-
-
-def published_tokenizer(recipe: ModelRecipe) -> Path:
-    """`tokenizer.json` of the recipe's published base: of its folder, or from the hub."""
-    folder = Path(str(recipe.base))
-    if folder.is_dir():
-        return folder / "tokenizer.json"
-    from huggingface_hub import hf_hub_download
-
-    return Path(hf_hub_download(str(recipe.base), "tokenizer.json"))
-
-
 def save_model(model: FusarForConditionalGeneration, tokenizer: Path, folder: Path) -> None:
     """Weights, config and tokenizer; the caller adds the manifest."""
     model.save_pretrained(folder)
     shutil.copyfile(tokenizer, folder / "tokenizer.json")
 
 
-def save_adapter(peft_model: Any, model: FusarForConditionalGeneration, folder: Path) -> None:
-    """The official adapter form (REFERENCE section 1); `peft_model` None where no LoRA was trained."""
+def save_stage(
+    peft_model: Any,
+    model: FusarForConditionalGeneration,
+    tokenizer: Path,
+    folder: Path,
+    base: str | None,
+    parent_lora: Path | None,
+) -> None:
+    """Stage 1 or 2: on a published base the official form, from scratch the merged model with that form beside it.
+
+    `parent_lora`: folder of a LoRA that the model began with. Where the stage trained none it is handed on.
+    """
+    if base is None:
+        save_adapter(peft_model, model, folder / "adapter")
+        save_model(peft_model.merge_and_unload() if peft_model is not None else model, tokenizer, folder)
+        return
+    save_adapter(peft_model, model, folder, base)
+    if peft_model is None and parent_lora is not None:
+        for name in (LORA_CONFIG, LORA_WEIGHTS):
+            shutil.copyfile(parent_lora / name, folder / name)
+    shutil.copyfile(tokenizer, folder / "tokenizer.json")
+
+
+def save_adapter(peft_model: Any, model: FusarForConditionalGeneration, folder: Path, base: str | None = None) -> None:
+    """The official adapter form (REFERENCE section 1); `peft_model` None where no LoRA was trained.
+
+    `base`: the recipe's, which the adapter names.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     if peft_model is not None:
-        peft_model.save_pretrained(folder)
-    torch.save({"film_mlp": model.tlm.film_mlp.state_dict()}, folder / "vec64_film.pt")
+        if base is not None:
+            peft_model.peft_config["default"].base_model_name_or_path = base
+        # "auto" would ask the hub whether the vocabulary was resized.
+        peft_model.save_pretrained(folder, save_embedding_layers=False)
+    torch.save({"film_mlp": model.tlm.film_mlp.state_dict()}, folder / film.FILM)
     config = {
         "format": FORMAT,
         "sigma": model.tlm.sigma,
@@ -110,17 +123,55 @@ def save_adapter(peft_model: Any, model: FusarForConditionalGeneration, folder: 
         "image_size": model.config.fusar["image_size"],
         "vec_dim": VECTOR_SIZE,
     }
-    (folder / "tlm_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (folder / film.CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 
 
-def load_checkpoint(folder: Path) -> tuple[FusarForConditionalGeneration, Path, Manifest]:
-    """(model in float32 and eval mode, path of its tokenizer.json, manifest)."""
-    folder = Path(folder)
+def load_checkpoint(
+    checkpoint: str | Path, recipe: ModelRecipe | None = None, *, sigma: float | None = None
+) -> tuple[FusarForConditionalGeneration, Path, Manifest]:
+    """(model in float32 and eval mode, path of its tokenizer.json, manifest) of any form that `open_weights` takes.
+
+    Without a recipe the folder's manifest says the base of an official form; what has no manifest needs one, and the
+    manifest that is returned for it says the stage `official` alone.
+    """
+    if recipe is not None:
+        weights = open_weights(checkpoint, recipe, sigma=sigma)
+    elif str(checkpoint).startswith(PREFIX) or not (Path(checkpoint) / FILENAME).is_file():
+        _refuse_without_recipe(checkpoint)
+    elif is_official(Path(checkpoint)):
+        weights = open_weights(checkpoint, _recipe_of(Path(checkpoint)), sigma=sigma)
+    else:
+        weights = own_weights(Path(checkpoint), None, sigma)
+    return model_from(weights), weights.tokenizer, weights.manifest or Manifest(stage=OFFICIAL)
+
+
+def model_from(weights: Weights) -> FusarForConditionalGeneration:
+    """The whole model, in float32 and eval mode."""
+    with no_init_weights():
+        model = FusarForConditionalGeneration(weights.config)
+    model.tie_weights()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(weights.tensor(name))
+    return model.eval()
+
+
+def _recipe_of(folder: Path) -> ModelRecipe:
     manifest = read_manifest(folder, CheckpointError)
-    if not (folder / WEIGHTS).is_file() and not (folder / f"{WEIGHTS}.index.json").is_file():
-        raise CheckpointError(f"{folder} holds no {WEIGHTS}: give a folder that `fusar-edge train` wrote")
     try:
-        model = FusarForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
-    except (OSError, ValueError, RuntimeError) as problem:
-        raise CheckpointError(f"{folder} does not load: {problem}") from None
-    return model.eval(), folder / "tokenizer.json", manifest
+        return msgspec.toml.decode(manifest.recipe, type=ModelRecipe)
+    except msgspec.MsgspecError as problem:
+        raise CheckpointError(
+            f"{folder / FILENAME} holds no recipe of a model ({problem}): give a folder that `fusar-edge train` wrote"
+        ) from None
+
+
+def _refuse_without_recipe(checkpoint: str | Path) -> NoReturn:
+    if str(checkpoint).startswith(PREFIX) or is_official(Path(checkpoint)):
+        raise CheckpointError(
+            f"{checkpoint} is of the official form and has no {FILENAME}, so nothing says its base: use it where a "
+            "recipe is given: fusar-edge export RECIPE --checkpoint, or fusar-edge train RECIPE --init"
+        )
+    raise CheckpointError(
+        f"{checkpoint} has no {FILENAME}: it is not a folder that `fusar-edge train` wrote, or it is incomplete"
+    )

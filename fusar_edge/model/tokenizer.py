@@ -12,7 +12,7 @@ import base64
 import itertools
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
@@ -70,8 +70,8 @@ def _byte_characters() -> dict[int, str]:
     return {b: chr(b) for b in printable} | {b: chr(256 + i) for i, b in enumerate(rest)}
 
 
-def tokenizer_from_ranks(ranks: Ranks) -> Tokenizer:
-    """A `tokenizers.Tokenizer` like Qwen2TokenizerFast; special tokens follow the ranks."""
+def tokenizer_from_ranks(ranks: Ranks, special: Sequence[str] = SPECIAL_TOKENS) -> Tokenizer:
+    """A `tokenizers.Tokenizer` like Qwen2TokenizerFast; the special tokens follow the ranks."""
     characters = _byte_characters()
 
     def text(token: bytes) -> str:
@@ -89,7 +89,7 @@ def tokenizer_from_ranks(ranks: Ranks) -> Tokenizer:
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in SPECIAL_TOKENS])
+    tokenizer.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in special])
     return tokenizer
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
 
 # Qwen2VLImageProcessor's statistics (those of OpenAI CLIP).
@@ -102,10 +103,17 @@ class FixedGridVision(nn.Module):
         blocks: Any = self.tower.blocks
         for index, block in enumerate(blocks):
             full = index in self.tower.fullatt_block_indexes
-            hidden = hidden + self._attention(block.attn, block.norm1(hidden), full)
-            hidden = hidden + block.mlp(block.norm2(hidden))
+            if block.gradient_checkpointing and block.training:  # Hugging Face's flag; its own block is not called
+                hidden = checkpoint(self._block, block, hidden, full, use_reentrant=False)
+            else:
+                hidden = self._block(block, hidden, full)
         merged: Tensor = self._merge(hidden)[:, self.inverse]
         return merged
+
+    def _block(self, block: Any, hidden: Tensor, full: bool) -> Tensor:
+        hidden = hidden + self._attention(block.attn, block.norm1(hidden), full)
+        mixed: Tensor = hidden + block.mlp(block.norm2(hidden))
+        return mixed
 
     def _attention(self, attn: Any, hidden: Tensor, full: bool) -> Tensor:
         batch, length, width = hidden.shape

@@ -22,7 +22,7 @@ from fusar_edge.model.network import FusarForConditionalGeneration
 from fusar_edge.specs import BaseStageSpec, PhaseSpec
 from fusar_edge.train.dense import DenseHead, dense_targets, weighted
 from fusar_edge.train.images import TrainingImage, View, random_brightness, random_view
-from fusar_edge.train.loop import Progress, run_trainer
+from fusar_edge.train.loop import Progress, Schedule, run_trainer
 from fusar_edge.train.sequences import SequenceWriter
 
 MANY = 6
@@ -184,14 +184,16 @@ def train_base(
             data,
             collator,
             work / f"{number}-{phase.name}",
-            steps=phase.steps,
-            batch=phase.batch,
-            lr=phase.lr,
-            warmup=spec.warmup,
-            decay=spec.weight_decay,
-            scheduler="cosine" if last else "constant_with_warmup",
+            Schedule(
+                phase.steps,
+                phase.batch,
+                phase.lr,
+                warmup=spec.warmup,
+                decay=spec.weight_decay,
+                scheduler="cosine" if last else "constant_with_warmup",
+                seed=spec.seed,
+            ),
             bf16=bf16,
-            seed=spec.seed,
             extra=lambda: stage.last,
             progress=progress,
         )

@@ -13,7 +13,6 @@ import msgspec
 
 from fusar_edge.errors import CheckpointError, DataError, InputError, OutputExistsError, RecipeError
 from fusar_edge.manifest import (
-    FILENAME,
     Manifest,
     check_output,
     folder_hashes,
@@ -24,12 +23,16 @@ from fusar_edge.manifest import (
     write_manifest,
 )
 from fusar_edge.model import checkpoint
+from fusar_edge.model.hub import local_folder
 from fusar_edge.model.network import FusarForConditionalGeneration
+from fusar_edge.model.weights import BASE, open_weights
 from fusar_edge.recipes import load_recipe
 from fusar_edge.specs import ModelRecipe
 from fusar_edge.train.base import train_base
 from fusar_edge.train.images import TrainingImage, load_images
 from fusar_edge.train.loop import Progress
+from fusar_edge.train.parent import open_parent, parent_hashes, parent_lora
+from fusar_edge.train.processes import processes, sharded
 from fusar_edge.train.sft import train_sft
 
 Stage = Literal["base", "1", "2"]
@@ -49,18 +52,17 @@ class _Run:
     data: tuple[tuple[Path, float], ...]
     init: Path | None
     scale: float = 1.0
+    sigma: float | None = None
+    processes: int = 1
 
     def inputs(self) -> dict[str, str]:
         found = {f"data/{path.parent.name}/{path.name}": sha256_file(path) for path, _ in self.data}
-        if self.init:
-            found["parent"] = sha256_file(self.init / FILENAME)
-        return found
+        return found | parent_hashes(self.init, self.recipe)
 
     def identity(self) -> str:
         weights = [weight for _, weight in self.data]
-        return sha256_text(
-            json.dumps([self.recipe_text, self.stage, weights, self.scale, self.inputs()], sort_keys=True)
-        )
+        settings = [self.recipe_text, self.stage, weights, self.scale, self.processes, self.inputs()]
+        return sha256_text(json.dumps(settings, sort_keys=True))
 
 
 def weighted_manifest(text: str) -> tuple[Path, float]:
@@ -83,7 +85,8 @@ def train(
     data: Sequence[str],
     out: Path,
     *,
-    init: Path | None = None,
+    init: str | Path | None = None,
+    sigma: float | None = None,
     scale: float = 1.0,
     force: bool = False,
     log: Callable[[str], None] = print,
@@ -93,41 +96,66 @@ def train(
 
     `data`: manifests, each `PATH` or `PATH@WEIGHT`; the weight says how often the base stage draws from it. `scale`:
     this share of the recipe's steps, for a trial; it is recorded. A run that was killed goes on when the same command
-    is given again: its state is in `OUT.training` until it is done.
+    is given again: its state is in `OUT.training` until it is done. Where a launcher started several processes, each
+    calls this; the first writes, and the others' manifests hold the figures alone.
     """
     recipe, text = load_recipe("export", recipe_name, ModelRecipe)
     if not 0 < scale <= 1:
         raise RecipeError(f"--scale {scale}: give a share of the recipe's steps above 0 and at most 1")
-    run = _Run(recipe_name, recipe, text, stage, tuple(weighted_manifest(d) for d in data), init, scale)
+    launch = processes()
+    if stage == "base" and launch.num_processes > 1:
+        raise RecipeError("the base stage trains a small model in one process: start it without a launcher")
+    if not launch.is_main_process:
+        log, progress = _unheard, None
+    init = None if init is None else local_folder(init)
+    given = tuple(weighted_manifest(d) for d in data)
+    run = _Run(recipe_name, recipe, text, stage, given, init, scale, sigma, launch.num_processes)
     out = Path(out)
     check_output(out, force)
     model, tokenizer = _initial_model(run)
-    work = _work_folder(run, out, force)
+    work = _work_folder(run, out, force) if launch.is_main_process else _work_path(out)
     try:
-        sources = [(_images(run, path, work, progress), weight) for path, weight in run.data]
+        with launch.main_process_first():
+            sources = [(_images(run, path, work, progress), weight) for path, weight in run.data]
         peft, figures = _train_stage(run, model, tokenizer, sources, work, log, progress)
+        if not launch.is_main_process:
+            launch.wait_for_everyone()  # until the first has written `out`
+            return Manifest(stage=stage, figures=figures)
+        if sharded(model):  # what was gathered goes into a whole model
+            model, tokenizer = _initial_model(run)
+            peft, figures = _train_stage(run, model, tokenizer, sources, work, _unheard, None)
     except InputError:
-        shutil.rmtree(work)
+        if launch.is_main_process:
+            shutil.rmtree(work)
         raise
     with output_folder(out, force=force) as folder:
-        if stage != "base":
-            checkpoint.save_adapter(peft, model, folder / "adapter")
-        network = peft.merge_and_unload() if peft is not None else model
-        checkpoint.save_model(network, tokenizer, folder)
+        if stage == "base":
+            checkpoint.save_model(model, tokenizer, folder)
+        else:
+            checkpoint.save_stage(peft, model, tokenizer, folder, recipe.base, parent_lora(init, recipe))
         manifest = _manifest(run, figures)
         manifest.files = folder_hashes(folder)
         write_manifest(folder, manifest)
     shutil.rmtree(work)
+    launch.wait_for_everyone()
     return manifest
 
 
+def _unheard(_: str) -> None:
+    """For processes that say nothing."""
+
+
+def _work_path(out: Path) -> Path:
+    return out.with_name(f"{out.name}.training")
+
+
 def _work_folder(run: _Run, out: Path, force: bool) -> Path:
-    work = out.with_name(f"{out.name}.training")
+    work = _work_path(out)
     identity = work / "run"
     if work.exists() and (not identity.is_file() or identity.read_text() != run.identity()):
         if not force:
             raise OutputExistsError(
-                f"{work} holds an unfinished run of another recipe, data or parent: "
+                f"{work} holds an unfinished run of another recipe, data, parent or number of processes: "
                 "give the same arguments to go on with it, another --out, or --force to start over"
             )
         shutil.rmtree(work)
@@ -138,20 +166,16 @@ def _work_folder(run: _Run, out: Path, force: bool) -> Path:
 
 def _initial_model(run: _Run) -> tuple[FusarForConditionalGeneration, Path]:
     if run.init:
-        model, tokenizer, parent = checkpoint.load_checkpoint(run.init)
-        allowed = {"base": ("base",), "1": ("base", "stage1"), "2": ("stage1", "stage2")}[run.stage]
-        if parent.stage not in allowed:
-            raise CheckpointError(
-                f"{run.init} is a {parent.stage}; stage {run.stage} starts from {' or '.join(allowed)}"
-            )
-        return model.train(), tokenizer
+        weights = open_parent(run.init, run.recipe, run.stage, run.sigma)
+        return checkpoint.model_from(weights).train(), weights.tokenizer
     if run.stage == "base":
         if run.recipe.base:
             raise RecipeError(f"{run.recipe_name} starts from the published {run.recipe.base}: it has no base stage")
         tokenizer = checkpoint.tokenizer_path(run.recipe, run.recipe_name)
         return checkpoint.new_model(run.recipe, tokenizer), tokenizer
     if run.stage == "1" and run.recipe.base:
-        return checkpoint.published_model(run.recipe), checkpoint.published_tokenizer(run.recipe)
+        weights = open_weights(BASE, run.recipe)
+        return checkpoint.model_from(weights).train(), weights.tokenizer
     raise CheckpointError(f"stage {run.stage} of {run.recipe_name} needs --init: the folder of the stage before it")
 
 
@@ -179,7 +203,6 @@ def _train_stage(
         return None, figures
     stage = int(run.stage)
     images = [image for images, _ in sources for image in images]
-    adapter = (run.init or Path()) / "adapter"
     settings = spec.stage1 if stage == 1 else spec.stage2
     settings = msgspec.structs.replace(settings, epochs=settings.epochs * run.scale)
     return train_sft(
@@ -188,10 +211,9 @@ def _train_stage(
         images,
         stage,
         settings,
-        spec.lora,
-        adapter,
+        spec,
+        parent_lora(run.init, run.recipe),
         work / f"stage{stage}",
-        bf16=spec.bf16,
         log=log,
         progress=progress,
     )
@@ -207,6 +229,7 @@ def _manifest(run: _Run, figures: dict[str, Any]) -> Manifest:
         settings={
             "recipe": run.recipe_name,
             "scale": run.scale,
+            "processes": run.processes,
             "data": {str(p.parent.name + "/" + p.name): w for p, w in run.data},
         },
         packages=package_versions("torch", "transformers", "peft", "accelerate", "numpy"),

@@ -17,23 +17,34 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from fusar_edge.errors import DataError
+from fusar_edge.errors import CheckpointError, DataError
+from fusar_edge.model.adapter import CONFIG, lora_modules
 from fusar_edge.model.network import FusarForConditionalGeneration
-from fusar_edge.specs import LoraSpec, SftStageSpec
+from fusar_edge.specs import LoraSpec, SftStageSpec, TrainSpec
 from fusar_edge.train.images import TrainingImage, View
-from fusar_edge.train.loop import Progress, run_trainer
+from fusar_edge.train.loop import Progress, Schedule, run_trainer
+from fusar_edge.train.processes import processes
 from fusar_edge.train.sequences import SequenceWriter, anchor_batch
 
 
 class SftModel(nn.Module):
-    """What the Trainer trains; its state is the trainable part alone."""
+    """What the Trainer trains; its state is the trainable part alone. The loss is the sum over a batch's answer tokens
+    over those of the whole step, of all its batches and processes: the mean that one process with all the images has
+    (Trainer counts the tokens and undoes the mean over processes)."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
-    def forward(self, **batch: Any) -> dict[str, Tensor]:
-        return {"loss": self.network(**batch).loss}
+    def forward(self, num_items_in_batch: Tensor | None = None, **batch: Any) -> dict[str, Tensor]:
+        batch["anchor_positions"] = batch["anchor_positions"].view(torch.float32)
+        output = self.network(**batch)
+        if num_items_in_batch is None:
+            return {"loss": output.loss}
+        answered = len(output.logits)
+        if not answered:  # every record of this process was too long; its share of the gradient is 0, not NaN
+            return {"loss": output.logits.float().sum()}
+        return {"loss": output.loss * (answered / num_items_in_batch)}
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]  # torch overloads it
         trained = {name for name, p in self.named_parameters() if p.requires_grad}
@@ -47,8 +58,8 @@ class SftModel(nn.Module):
 class SftData(Dataset[TrainingImage]):
     """Images in a new order each epoch; item i depends on the seed and i alone."""
 
-    def __init__(self, images: list[TrainingImage], steps: int, batch: int, seed: int) -> None:
-        self.images, self.length = images, steps * batch
+    def __init__(self, images: list[TrainingImage], length: int, seed: int) -> None:
+        self.images, self.length = images, length
         epochs = -(-self.length // len(images))
         orders = [np.random.default_rng([seed, epoch]).permutation(len(images)) for epoch in range(epochs)]
         self.order = np.concatenate(orders)
@@ -69,7 +80,10 @@ class SftCollator:
         asked = [[(t.question, t.answer) for t in _records(image, self.spec)] for image in images]
         anchors = [(image.anchors.features, image.anchors.positions) if image.anchors else None for image in images]
         batch = self.writer.batch([self.writer.sequence(q, self.spec.max_tokens) for q in asked])
-        return {"pixels": torch.from_numpy(pixels)[:, None], **anchor_batch(anchors), **batch}
+        around = anchor_batch(anchors)
+        # As integers: FSDP and DeepSpeed round every float of a batch to bfloat16, by up to 0.07 patches at 504 px.
+        around["anchor_positions"] = around["anchor_positions"].view(torch.int32)
+        return {"pixels": torch.from_numpy(pixels)[:, None], **around, **batch}
 
 
 def _records(image: TrainingImage, spec: SftStageSpec) -> list[Any]:
@@ -88,23 +102,41 @@ def language_lora(spec: LoraSpec) -> LoraConfig:
     )
 
 
-def with_lora(model: FusarForConditionalGeneration, spec: LoraSpec, adapter: Path) -> PeftModel:
+def with_lora(model: FusarForConditionalGeneration, spec: LoraSpec, adapter: Path | None) -> PeftModel:
     """A new LoRA, or the one in `adapter` taken out of the merged weights so that training goes on with it."""
-    if not (adapter / "adapter_config.json").is_file():
+    if adapter is None:
         return get_peft_model(model, language_lora(spec))
     peft = PeftModel.from_pretrained(model, str(adapter), is_trainable=True)
+    loras = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+    differ = lora_modules(adapter) ^ set(loras)
+    if differ:
+        raise CheckpointError(
+            f"{adapter}: target_modules of {CONFIG} and the weights beside it differ in {min(differ)}: PEFT cannot go "
+            "on with them; name in target_modules the modules that the file holds"
+        )
+    if any("patch_embed" in name for name in loras):
+        raise CheckpointError(
+            f"{adapter} has a LoRA of the patch embedding, which is folded for grey images and cannot be trained: merge "
+            "it with PEFT, and give the result as the recipe's `base`"
+        )
     with torch.no_grad():
-        for module in peft.modules():
-            if isinstance(module, LoraLayer):
-                lora: Any = module
-                lora.get_base_layer().weight -= lora.get_delta_weight("default")
+        for module in loras.values():
+            lora: Any = module
+            lora.get_base_layer().weight -= lora.get_delta_weight("default")
     return peft
 
 
-def set_trainable(model: FusarForConditionalGeneration, peft: PeftModel | None, tlm: bool) -> int:
-    """Freeze all but the LoRA (where there is one) and, if asked, TLM. Returns the number of trained parameters."""
+def set_trainable(
+    model: FusarForConditionalGeneration, peft: PeftModel | None, tlm: bool, frozen: torch.dtype = torch.float32
+) -> int:
+    """Freeze all but the LoRA (where there is one) and, if asked, TLM. Returns the number of trained parameters.
+
+    `frozen`: type of the weights that are not trained, but of TLM's, which a checkpoint holds in float32.
+    """
     for name, parameter in model.named_parameters():
         parameter.requires_grad = (peft is not None and "lora_" in name) or (tlm and name.startswith("tlm."))
+        if not parameter.requires_grad and not name.startswith("tlm."):
+            parameter.data = parameter.data.to(frozen)
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
@@ -114,38 +146,51 @@ def train_sft(
     images: list[TrainingImage],
     stage: int,
     spec: SftStageSpec,
-    lora: LoraSpec,
-    adapter: Path,
+    common: TrainSpec,
+    adapter: Path | None,
     work: Path,
     *,
-    bf16: bool,
     log: Callable[[str], None] = print,
     progress: Progress | None = None,
 ) -> tuple[PeftModel | None, dict[str, Any]]:
-    """Train stage 1 or 2; `adapter` is the parent's, where it has one. Returns the LoRA, unmerged, and the figures."""
+    """Train stage 1 or 2; `adapter`: the parent's LoRA, if any. Returns the LoRA, unmerged, and the figures."""
     images = [image for image in images if _records(image, spec)]
     if not images:
         raise DataError(f"no record has one of the tasks {', '.join(spec.tasks)} that stage {stage} trains")
     if stage == 1 and not any(image.anchors for image in images):
         raise DataError("stage 1 injects anchors, and no record that it trains on has `aef`; see `fusar-edge simulate`")
-    peft = None if stage == 1 and spec.reading == "paper" else with_lora(model, lora, adapter)
-    trained = set_trainable(model, peft, tlm=stage == 1)
-    steps = max(1, round(len(images) * spec.epochs / spec.batch))
-    steps = min(steps, spec.max_steps) if spec.max_steps > 0 else steps
-    log(f"stage {stage}: {len(images)} images, {steps} steps of {spec.batch}, {trained:,} trained parameters")
+    torch.manual_seed(spec.seed)  # a new LoRA is the same in every process
+    peft = None if stage == 1 and spec.reading == "paper" else with_lora(model, common.lora, adapter)
+    trained = set_trainable(model, peft, tlm=stage == 1, frozen=getattr(torch, common.frozen))
+    if common.checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    schedule, together = _schedule(spec, len(images))
+    log(f"stage {stage}: {len(images)} images, {schedule.steps} steps of {together}, {trained:,} trained parameters")
     figures = run_trainer(
         SftModel(peft or model),
-        SftData(images, steps, spec.batch, spec.seed),
+        SftData(images, schedule.steps * together, spec.seed),
         SftCollator(SequenceWriter(tokenizer, model.cells), spec, model.config.fusar["image_size"]),
         work,
-        steps=steps,
-        batch=spec.batch,
-        lr=spec.lr,
-        warmup=spec.warmup,
-        decay=spec.weight_decay,
-        scheduler="cosine",
-        bf16=bf16,
-        seed=spec.seed,
+        schedule,
+        bf16=common.bf16,
         progress=progress,
     )
     return peft, {**figures, "trained_parameters": trained, "images": len(images)}
+
+
+def _schedule(spec: SftStageSpec, images: int) -> tuple[Schedule, int]:
+    """Of each process, and the images of a step in all of them together."""
+    together = spec.batch * spec.accumulate * processes().num_processes
+    steps = max(1, round(images * spec.epochs / together))
+    steps = min(steps, spec.max_steps) if spec.max_steps > 0 else steps
+    schedule = Schedule(
+        steps,
+        spec.batch,
+        spec.lr,
+        warmup=spec.warmup,
+        decay=spec.weight_decay,
+        scheduler="cosine",
+        seed=spec.seed,
+        accumulate=spec.accumulate,
+    )
+    return schedule, together

@@ -24,7 +24,7 @@ from fusar_edge.export.decoder_graph import DecoderGraph
 from fusar_edge.export.graph_file import write_graph
 from fusar_edge.export.onnx_configs import FusarDecoderOnnxConfig, FusarVisionOnnxConfig
 from fusar_edge.export.parity import run_from_file, sample
-from fusar_edge.export.run import settings
+from fusar_edge.export.settings import settings
 from fusar_edge.export.vision_graph import VisionGraph
 from fusar_edge.model.network import FusarForConditionalGeneration
 from fusar_edge.model.vision import hf_patches_from_grey

@@ -15,7 +15,7 @@ from fusar_edge.calib.qdq import half_embeddings, linears, quantised, save_graph
 from fusar_edge.export.decoder_graph import DecoderGraph
 from fusar_edge.export.graph_file import write_graph
 from fusar_edge.export.onnx_configs import FusarDecoderOnnxConfig, FusarVisionOnnxConfig
-from fusar_edge.export.run import settings
+from fusar_edge.export.settings import settings
 from fusar_edge.export.vision_graph import VisionGraph
 from fusar_edge.model.network import FusarForConditionalGeneration, network_config
 from fusar_edge.recipes import load_recipe

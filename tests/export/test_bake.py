@@ -106,7 +106,7 @@ def test_the_manifest_says_what_was_baked_from_what_and_how_well(
     assert manifest.settings == source.settings | {
         "form": "baked",
         "bands": RANK,
-        "tlm_sha256": tlm_sha256(model.tlm.film_mlp),
+        "tlm_sha256": tlm_sha256(model.tlm.film_mlp.state_dict()),
         "basis_sha256": sha256_file(baked / "basis.npz"),
     }
     assert manifest.inputs["table/manifest.json"] == sha256_file(table / "manifest.json")

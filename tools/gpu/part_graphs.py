@@ -40,7 +40,7 @@ def write_fp32(name: str, folder: Path) -> None:
     from fusar_edge.export.decoder_graph import DecoderGraph
     from fusar_edge.export.graph_file import write_graph
     from fusar_edge.export.onnx_configs import FusarDecoderOnnxConfig, FusarVisionOnnxConfig
-    from fusar_edge.export.run import settings
+    from fusar_edge.export.settings import settings
     from fusar_edge.export.vision_graph import VisionGraph
 
     model, recipe = model_of(name), recipe_of(name)

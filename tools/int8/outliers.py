@@ -25,7 +25,8 @@ from fusar_edge.calib.smoothquant.planted import plant
 from fusar_edge.calib.smoothquant.smooth import smooth
 from fusar_edge.calib.tiles.choice import choose
 from fusar_edge.calib.tiles.samples import SampleReader, some_samples
-from fusar_edge.export.run import settings, write_graphs
+from fusar_edge.export.run import write_graphs
+from fusar_edge.export.settings import settings
 from fusar_edge.manifest import Manifest, write_manifest
 from fusar_edge.model.checkpoint import load_checkpoint
 from fusar_edge.recipes import load_recipe

@@ -227,7 +227,7 @@ def _checkpoint_side(path: Path) -> LayerSide:
 
 
 def _checkpoint_settings(model: Any, manifest: Manifest) -> BundleSettings:
-    from fusar_edge.export.run import settings
+    from fusar_edge.export.settings import settings
     from fusar_edge.specs import ModelRecipe
 
     recipe = msgspec.toml.decode(manifest.recipe, type=ModelRecipe)

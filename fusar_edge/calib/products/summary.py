@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fusar_edge.calib.products.lint import Finding, lint
 from fusar_edge.calib.products.macs import (
@@ -19,6 +20,11 @@ from fusar_edge.calib.products.macs import (
 from fusar_edge.errors import GateError
 from fusar_edge.runtime.bundle import DECODER, VISION, BundleSettings
 
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+SMALL = 1 << 20
+"""Elements of a constant whose values may matter."""
 QUESTION_TOKENS, ANSWER_TOKENS = 40, 16
 """Beside the image's: what a tile's share is counted for."""
 MOST_BYTES = 1.1
@@ -30,9 +36,7 @@ def int8_summary(folder: Path, settings: BundleSettings, kept: Mapping[str, str]
 
     GateError where a file is larger than INT8 weights explain.
     """
-    import onnx
-
-    models = {name: onnx.load(folder / name) for name in (VISION, DECODER)}
+    models = {name: without_large(folder / name) for name in (VISION, DECODER)}
     prompt = settings.cells**2 + QUESTION_TOKENS
     sizes = {
         "vision": (VISION, vision_dims(settings)),
@@ -52,6 +56,20 @@ def int8_summary(folder: Path, settings: BundleSettings, kept: Mapping[str, str]
         "not_int8": {finding.name: finding.reason for finding in both if not finding.int8},
         "stored": {name: _stored(folder / name) for name in (VISION, DECODER)},
     }
+
+
+def without_large(path: Path) -> ModelProto:
+    """A graph with its scales, zero points and biases; a weight has its shape alone: 8 GB of a 7B model stay unread."""
+    import onnx
+    from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
+
+    model = onnx.load(path, load_external_data=False)
+    for tensor in model.graph.initializer:
+        if uses_external_data(tensor) and math.prod(tensor.dims) <= SMALL:
+            load_external_data_for_tensor(tensor, str(path.parent))
+            tensor.data_location = onnx.TensorProto.DEFAULT
+            del tensor.external_data[:]
+    return model
 
 
 def _stored(path: Path) -> dict[str, Any]:
@@ -78,8 +96,6 @@ def linted(folder: Path, kept: Mapping[str, str], settings: BundleSettings, comp
 
     `compiled`: TensorRT-RTX builds them first, and has the last word.
     """
-    import onnx
-
     found = {}
     dims = {VISION: vision_dims(settings), DECODER: decoder_dims(settings, settings.cells**2 + QUESTION_TOKENS, 0)}
     for name in (VISION, DECODER):
@@ -90,6 +106,6 @@ def linted(folder: Path, kept: Mapping[str, str], settings: BundleSettings, comp
 
             profiles = vision_profiles(settings, 1) if name == VISION else decoder_profiles(settings, 512, 1024)
             engine = built(folder / name, profiles).kernels
-        model = onnx.load(folder / name)
+        model = without_large(folder / name)
         found[name] = counted(lint(model, kept, engine), node_macs(model, dims[name]))
     return found

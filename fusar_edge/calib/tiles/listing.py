@@ -51,6 +51,16 @@ def listing(chosen: CalibrationSet) -> list[Row]:
     return [_row(part, tile) | origins[tile.manifest] for part, tiles in parts.items() for tile in tiles]
 
 
+def data_hashes(manifests: Sequence[Path], tiles: Sequence[Path]) -> dict[str, str]:
+    """Name -> SHA-256 of the triplet manifests and of every file that the set was taken from."""
+    found = {f"data/{path.resolve().parent.name}/{path.name}": sha256_file(path) for path in manifests}
+    folders = [path.resolve().parent for path in manifests]
+    for tile in map(Path.resolve, tiles):
+        folder = next((f for f in folders if tile.is_relative_to(f)), tile.parent)
+        found[f"tile/{folder.name}/{tile.relative_to(folder).as_posix()}"] = sha256_file(tile)
+    return found
+
+
 def _row(part: str, tile: ChosenTile) -> Row:
     image, aef = tile.triplet.image, tile.triplet.aef
     return {

@@ -95,14 +95,14 @@ def bake_table(
     )
     progress(0, 1, "fitting")
     fit = None if given else _fitted(model, places, rank or RANK, checkpoint)
-    basis = fit.basis(rank or RANK) if fit else _basis_of_same_tlm(given, tlm_sha256(mlp), checkpoint)
+    basis = fit.basis(rank or RANK) if fit else _basis_of_same_tlm(given, tlm_sha256(mlp.state_dict()), checkpoint)
     projector = projector_from(mlp, basis)
     figures = _figures(model, basis, projector, places, max_error)
     _gate(figures, fit, mlp, places, table, max_error)
     with output_folder(out, force=force) as folder:
         _write_codes(source, projector, folder, progress)  # clears the folder
         basis.save(folder / FILENAME)
-        manifest = _manifest(source, checkpoint, folder, basis, tlm_sha256(mlp), figures)
+        manifest = _manifest(source, checkpoint, folder, basis, tlm_sha256(mlp.state_dict()), figures)
         write_manifest(folder, manifest)
     return manifest
 
@@ -215,7 +215,7 @@ def _cells(zone: Zone, spacing_m: int) -> Cells:
 def _manifest(
     source: AnchorTable, checkpoint: Path, folder: Path, basis: Basis, tlm: str, figures: dict[str, Any]
 ) -> Manifest:
-    weights = sorted(p for p in checkpoint.iterdir() if p.suffix in (".safetensors", ".json"))
+    weights = sorted(p for p in checkpoint.iterdir() if p.suffix in (".safetensors", ".json", ".pt"))
     return Manifest(
         stage="anchors",
         inputs={"table/manifest.json": sha256_file(source.path / MANIFEST)}

@@ -8,7 +8,7 @@ weighs more in a channel whose tokens are large.)
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,10 +66,10 @@ def read_basis(path: Path) -> Basis:
         raise InputError(f"{path} cannot be read ({problem}); bake the table again") from None
 
 
-def tlm_sha256(mlp: nn.Module) -> str:
-    """Hash of the MLP's weights: which TLM a table was baked from."""
+def tlm_sha256(state: Mapping[str, Tensor]) -> str:
+    """Hash of the state of TLM's MLP: which TLM a table was baked from."""
     digest = hashlib.sha256()
-    for name, value in sorted(mlp.state_dict().items()):
+    for name, value in sorted(state.items()):
         digest.update(f"{name} {tuple(value.shape)} ".encode())
         digest.update(np.ascontiguousarray(value.float().cpu().numpy()).tobytes())
     return digest.hexdigest()

@@ -1,0 +1,152 @@
+"""A lean export while it is made: a hidden folder beside OUT, from which one that was killed goes on.
+
+.OUT.exporting/plan.json        what is being made; another plan does not go on from here
+.OUT.exporting/journal.jsonl    a line for each finished layer, written after its weights
+.OUT.exporting/values-N.npz     what the next layer reads, after N lines
+.OUT.exporting/folder/          becomes OUT
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from fusar_edge.errors import OutputExistsError
+from fusar_edge.export.lean.data_file import Entry
+
+Values = dict[str, npt.NDArray[Any]]
+
+
+class Line(msgspec.Struct):
+    """What a finished layer left."""
+
+    name: str
+    tensors: dict[str, dict[str, Entry]] = {}
+    """Graph -> tensor -> where it is."""
+    facts: dict[str, Any] = {}
+
+
+class Unfinished:
+    """The folder, held by one process at a time; made by `unfinished`."""
+
+    def __init__(self, out: Path) -> None:
+        self.root = out.with_name(f".{out.name}.exporting")
+        self.folder = self.root / "folder"
+        self.lines: list[Line] = []
+        self.values: Values = {}
+
+    def take_up(self, plan: dict[str, Any], force: bool) -> bool:
+        """Begin, or go on where the same plan was stopped: True. OutputExistsError for the remains of another."""
+        path = self.root / "plan.json"
+        wanted = msgspec.json.encode(plan, order="deterministic")
+        found = path.read_bytes() if path.is_file() else None
+        if found == wanted:
+            self._read()
+            return bool(self.lines)
+        if found is not None and not force:
+            begun = msgspec.json.decode(found)
+            differs = [name for name in plan if begun.get(name) != msgspec.to_builtins(plan[name])]
+            raise OutputExistsError(
+                f"{self.root} holds an unfinished export with other {', '.join(differs) or 'settings'}: give the same "
+                "arguments to go on with it, another --out, or --force to begin anew"
+            )
+        self.clear()
+        self.folder.mkdir(parents=True)
+        path.write_bytes(wanted)
+        return False
+
+    def done(self, name: str) -> Line | None:
+        return next((line for line in self.lines if line.name == name), None)
+
+    def entries(self, graph: str) -> dict[str, Entry]:
+        """Every tensor of a graph that is written."""
+        return {name: entry for line in self.lines for name, entry in line.tensors.get(graph, {}).items()}
+
+    def finish(self, line: Line, values: Values) -> None:
+        """A layer is done: its weights are on the disk, and `values` are what the next one reads."""
+        number = len(self.lines) + 1
+        path = self._values(number)
+        with open(path.with_suffix(".tmp"), "wb") as file:
+            np.savez(file, allow_pickle=False, **values)
+            file.flush()
+            os.fsync(file.fileno())
+        path.with_suffix(".tmp").rename(path)
+        with open(self.root / "journal.jsonl", "ab") as journal:
+            journal.write(msgspec.json.encode(line) + b"\n")
+            journal.flush()
+            os.fsync(journal.fileno())
+        self._values(number - 1).unlink(missing_ok=True)
+        self.lines.append(line)
+        self.values = values
+
+    def clear(self) -> None:
+        for path in self.root.iterdir():
+            if path.name != "lock":
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def publish(self, out: Path) -> None:
+        """The folder becomes OUT, and the rest goes."""
+        if out.exists():
+            shutil.rmtree(out) if out.is_dir() else out.unlink()
+        self.folder.rename(out)
+        shutil.rmtree(self.root)
+
+    def _values(self, number: int) -> Path:
+        return self.root / f"values-{number}.npz"
+
+    def _read(self) -> None:
+        """Lines that were written whole and whose values are there; a torn last line was never finished."""
+        path = self.root / "journal.jsonl"
+        kept = b""
+        for raw in path.read_bytes().splitlines(keepends=True) if path.is_file() else []:
+            try:
+                line = msgspec.json.decode(raw, type=Line)
+            except msgspec.MsgspecError:
+                break
+            if not raw.endswith(b"\n"):
+                break
+            self.lines.append(line)
+            kept += raw
+        if path.is_file():
+            path.write_bytes(kept)
+        if self.lines:
+            with np.load(self._values(len(self.lines))) as stored:
+                self.values = dict(stored)
+
+
+@contextmanager
+def unfinished(out: Path) -> Iterator[Unfinished]:
+    """Hold the folder beside `out`. OutputExistsError where another process holds it."""
+    found = Unfinished(out)
+    found.root.mkdir(parents=True, exist_ok=True)
+    with open(found.root / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise OutputExistsError(
+                f"{out} is being exported by another process ({found.root} is locked): wait for it, or give "
+                "another --out"
+            ) from None
+        yield found
+
+
+def flattened(groups: Mapping[str, Mapping[str, npt.NDArray[Any]]]) -> Values:
+    """{group: {name: value}} -> {group/name: value}: names of values hold no `|`."""
+    return {f"{group}|{name}": value for group, values in groups.items() for name, value in values.items()}
+
+
+def grouped(values: Values) -> dict[str, Values]:
+    found: dict[str, Values] = {}
+    for key, value in values.items():
+        group, _, name = key.rpartition("|")
+        found.setdefault(group, {})[name] = value
+    return found

@@ -1,0 +1,454 @@
+"""The walk through a model, layer by layer: each is read, calibrated, written, proven and forgotten.
+
+Between two layers there are only the values that the next one reads, in groups:
+
+    float|i   sample i in float32, in PyTorch: what ranges are taken from, and what INT8 is compared with
+    ort       the written FP32 graph in ONNX Runtime on the proof's image and text
+    int8|i    the written INT8 graph in ONNX Runtime on held-out sample i
+    hf        what Hugging Face's own forward says of the proof's image and text
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto
+
+from fusar_edge.calib.compare import cosine, divergence, norm_ratio
+from fusar_edge.calib.outliers import Split
+from fusar_edge.calib.qdq import Linear, embedding_tables, gather_in_half
+from fusar_edge.export.decoder_graph import DecoderGraph
+from fusar_edge.export.lean.calibrating import Calibrated, calibrated, splits_from
+from fusar_edge.export.lean.data_file import DataFile
+from fusar_edge.export.lean.hugging_face import reference
+from fusar_edge.export.lean.modules import (
+    MERGER,
+    PATCHES,
+    TLM,
+    Layer,
+    Layers,
+    embedding_blocks,
+    embedding_rows,
+    numpy_tensors,
+)
+from fusar_edge.export.lean.parts import AFTER, BEFORE, HEAD, Array, Part, Runner, model_of, parts_of, types_of
+from fusar_edge.export.lean.questions import Asked
+from fusar_edge.export.lean.rewriting import held_elsewhere, written_graph, written_part
+from fusar_edge.export.lean.skeleton import empty_model
+from fusar_edge.export.lean.unfinished import Line, Unfinished, Values, flattened, grouped
+from fusar_edge.export.parity import STEPS, Gate, Sample, sample
+from fusar_edge.runtime.bundle import DECODER, VISION
+from fusar_edge.specs import CalibRecipe, ExportSpec
+
+REFERENCE, EMBEDDING = "hugging face", "decoder.embed_tokens"
+EMBEDDING_TABLE, HEAD_WEIGHT = "decoder.embed_tokens.weight", "decoder.lm_head.weight"
+NO_ANCHORS = "no tile of the calibration data has anchors, so its range is unknown"
+ALL_ZERO = "its input is 0 on all calibration data"
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass
+class Graph:
+    """One of the two graphs while its layers are written."""
+
+    name: str
+    skeleton: onnx.ModelProto
+    linears: list[Linear]
+    """Those that become INT8 if they can."""
+    parts: dict[str, Part]
+    types: dict[str, int]
+    data: DataFile
+    half: list[str] = field(default_factory=list)
+    """Embeddings that are stored in FP16."""
+
+    def needed_after(self, name: str) -> set[str]:
+        """Values that parts behind `name` read."""
+        names = list(self.parts)
+        return {v for later in names[names.index(name) + 1 :] if later != AFTER for v in self.parts[later].inputs}
+
+
+@dataclass(frozen=True)
+class Int8:
+    """How a graph becomes INT8."""
+
+    recipe: CalibRecipe
+    kept: dict[str, str]
+    """Layer -> why the recipe keeps it in float."""
+    tiles: list[Asked]
+    """Samples that ranges are taken from."""
+    held_out: list[Asked]
+
+    @property
+    def anchored(self) -> bool:
+        return any(len(asked.feeds) > 1 for asked in self.tiles)
+
+
+class Walk:
+    """Goes through the layers in order; `steps` are their names, and `step` does one."""
+
+    def __init__(
+        self,
+        layers: Layers,
+        skeletons: dict[str, onnx.ModelProto],
+        linears: dict[str, list[Linear]],
+        spec: ExportSpec,
+        work: Unfinished,
+        int8: Int8 | None,
+    ) -> None:
+        self.layers, self.spec, self.work, self.int8 = layers, spec, work, int8
+        self.model = empty_model(layers.config)
+        self.decoder = DecoderGraph(self.model).decoder
+        self.proof: Sample = sample(self.model, 1, bands=_bands(layers))
+        self.graphs = {
+            name: Graph(
+                name,
+                skeletons[name],
+                linears[name],
+                parts_of(skeletons[name]),
+                types_of(skeletons[name]),
+                DataFile(work.folder / f"{name}.data", work.entries(name)),
+                embedding_tables(skeletons[name]) if int8 else [],
+            )
+            for name in (VISION, DECODER)
+        }
+        names = layers.names()
+        at = names.index(TLM) + 1
+        self.steps = [REFERENCE, *names[:at], EMBEDDING, *names[at:]]
+        assert BEFORE not in self.graphs[VISION].parts, "vision has nodes before its first layer, which nobody runs"
+        self.gate = Gate(spec, "the written graph in ONNX Runtime against Hugging Face")
+
+    def __enter__(self) -> Walk:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for graph in self.graphs.values():
+            graph.data.close()
+
+    def run(self, progress: Progress) -> None:
+        """What is left to do. GateError where the graphs are not what Hugging Face says."""
+        total = len(self.steps) * 100
+        with torch.inference_mode():
+            for number, name in enumerate(self.steps):
+                if self.work.done(name):
+                    continue
+
+                def tick(share: float, number: int = number, name: str = name) -> None:
+                    progress(number * 100 + round(100 * min(share, 1.0)), total, name)
+
+                tick(0)
+                before = {graph.name: set(graph.data.entries) for graph in self.graphs.values()}
+                self.gate.figures.clear()
+                facts, values = self._step(name, grouped(self.work.values), tick)
+                if self.gate.figures:
+                    facts["equality"] = {output: dict(figures) for output, figures in self.gate.figures.items()}
+                tensors = {}
+                for graph in self.graphs.values():
+                    graph.data.flush()
+                    new = graph.data.entries.keys() - before[graph.name]
+                    tensors[graph.name] = {n: e for n, e in graph.data.entries.items() if n in new}
+                self.work.finish(Line(name, tensors, facts), flattened(values))
+        progress(total, total, "written")
+
+    def models(self) -> dict[str, onnx.ModelProto]:
+        """Both graphs, whole; their weights lie in the data files."""
+        return {
+            name: written_graph(graph.skeleton, graph.data, self.chosen(graph), *self.measured(), graph.half)
+            for name, graph in self.graphs.items()
+        }
+
+    def measured(self) -> tuple[dict[str, float], dict[str, Split]]:
+        """Ranges by activation and outliers by layer, of all layers that are done."""
+        ranges: dict[str, float] = {}
+        splits: dict[str, Split] = {}
+        for line in self.work.lines:
+            ranges |= line.facts.get("ranges", {})
+            splits |= splits_from(line.facts)
+        return ranges, {name: split for name, split in splits.items() if name not in self.kept()}
+
+    def kept(self) -> dict[str, str]:
+        """Layer -> why it is not INT8."""
+        if self.int8 is None:
+            return {}
+        found = dict(self.int8.kept)
+        for line in self.work.lines:
+            found |= line.facts.get("kept", {})
+        return found
+
+    def chosen(self, graph: Graph) -> list[Linear]:
+        kept = self.kept()
+        return [] if self.int8 is None else [linear for linear in graph.linears if linear.name not in kept]
+
+    def facts(self, key: str) -> list[Any]:
+        """What the layers left under `key`, in order."""
+        return [line.facts[key] for line in self.work.lines if key in line.facts]
+
+    def equality(self) -> dict[str, dict[str, float]]:
+        """Worst figures of the FP32 graphs in ONNX Runtime against Hugging Face."""
+        worst: dict[str, dict[str, float]] = {}
+        for line in self.facts("equality"):
+            for output, figures in line.items():
+                kept = worst.setdefault(output, dict(figures))
+                for name, value in figures.items():
+                    kept[name] = max(kept[name], value) if name == "max_abs" else min(kept[name], value)
+        return worst
+
+    def compared(self) -> dict[str, float]:
+        """INT8 against float on the held-out samples; names as in calib.compare.Reference.compared."""
+        assert self.int8 is not None
+        vision = np.array([row for rows in self.facts("vision_int8") for row in rows])
+        logits = np.array([row for rows in self.facts("logits_int8") for row in rows])
+        return {
+            "vision_cosine": float(vision[:, 0].mean()),
+            "vision_cosine_least": float(vision[:, 0].min()),
+            "vision_norm_ratio": float(vision[:, 1].mean()),
+            "vision_norm_off": float(np.abs(vision[:, 1] - 1).mean()),
+            "logits_cosine": float(logits[:, 0].mean()),
+            "logits_cosine_least": float(logits[:, 0].min()),
+            "logits_norm_ratio": float(logits[:, 1].mean()),
+            "logits_norm_off": float(np.abs(logits[:, 1] - 1).mean()),
+            "logits_kl": float(logits[:, 2].mean()),
+            "token_agreement": float(logits[:, 3].mean()),
+            "images": len(self.int8.held_out),
+            "tokens": len(logits),
+        }
+
+    # One step ----------------------------------------------------------------------------------------------------
+
+    def _step(self, name: str, values: dict[str, Values], tick: Callable[[float], None]) -> tuple[dict[str, Any], Any]:
+        if name == REFERENCE:
+            return {}, self._reference(tick)
+        if name == EMBEDDING:
+            return self._embedding(values, tick)
+        graph = self.graphs[DECODER if name.startswith("decoder.") else VISION]
+        layer = self.layers.load(name)
+        done = Calibrated()
+        kept: dict[str, str] = {}
+        if self.int8 is not None:
+            able = [a for a in graph.linears if a.name in layer.linears()]
+            if name == TLM and not self.int8.anchored:
+                kept = {a.name: NO_ANCHORS for a in able}
+            else:
+                done = calibrated(layer, able, self.int8.recipe, lambda: self._tiles(layer, values, tick))
+                kept = {a.name: ALL_ZERO for a in able if done.ranges[a.activation] == 0}
+            kept = {layer_name: why for layer_name, why in kept.items() if layer_name not in self.int8.kept}
+        facts: dict[str, Any] = msgspec.to_builtins({"kept": kept, **done.record()})
+        tensors = numpy_tensors(layer.tensors())
+        out: dict[str, Values] = {key: value for key, value in values.items() if key == "hf"}
+        part = graph.parts[name]
+        if self.int8 is None:
+            self._write(graph, part, tensors)
+            runner = Runner(self._model(graph, part, part.nodes), self.work.folder)
+            out["ort"] = self._proven(name, runner, values, layer)
+            return facts, out
+        out["ort"] = self._proven(name, self._float_runner(graph, part, tensors), values, layer)
+        chosen = [a for a in graph.linears if a.name in layer.linears() and a.name not in self.int8.kept | kept]
+        splits = {a.name: done.splits[a.name] for a in chosen if a.name in done.splits}
+        nodes = written_part(part.nodes, tensors, graph.data, chosen, done.ranges, splits)
+        graph.data.flush()
+        runner = Runner(self._model(graph, part, nodes), self.work.folder)
+        del tensors
+        for index, asked in enumerate(self._asked()):
+            out[f"float|{index}"] = self._float(layer, asked, values[f"float|{index}"])
+        for index, asked in enumerate(self.int8.held_out):
+            floats = f"float|{len(self.int8.tiles) + index}"
+            out[f"int8|{index}"] = self._int8(
+                name, runner, values[f"int8|{index}"], asked, facts, values[floats], out[floats], layer
+            )
+        return facts, out
+
+    def _write(self, graph: Graph, part: Part, tensors: dict[str, Array]) -> None:
+        """In float. A head that is tied to the embedding is there already."""
+        read = {name for node in part.nodes for name in node.input}
+        for name in [n for n in tensors if n in read]:
+            if name == HEAD_WEIGHT and self.layers.tied:
+                graph.data.alias(name, EMBEDDING_TABLE)
+            else:
+                graph.data.put(name, tensors[name])
+        graph.data.flush()
+
+    def _model(self, graph: Graph, part: Part, nodes: Iterable[onnx.NodeProto]) -> onnx.ModelProto:
+        """A part whose constants are in the data file."""
+        nodes = list(nodes)
+        constants = graph.data.protos(dict.fromkeys(name for node in nodes for name in node.input))
+        return model_of(part, nodes, constants, graph.types, graph.skeleton)
+
+    def _asked(self) -> list[Asked]:
+        return [] if self.int8 is None else [*self.int8.tiles, *self.int8.held_out]
+
+    def _reference(self, tick: Callable[[float], None]) -> dict[str, Values]:
+        total = self.layers.config.vision_config.depth + self.layers.config.text_config.num_hidden_layers
+        done = iter(range(1, total + 1))
+        given = self.proof
+        tokens, logits = reference(
+            self.layers,
+            torch.from_numpy(given.vision["pixels"]),
+            torch.from_numpy(given.input_ids),
+            STEPS + 1,
+            lambda: tick(next(done) / total),
+        )
+        out: dict[str, Values] = {"hf": {"visual": tokens.numpy(), "logits": logits.numpy()}}
+        out["ort"] = dict(given.vision)
+        for index, asked in enumerate(self._asked()):
+            out[f"float|{index}"] = {"hidden": asked.feeds[-1]["pixels"]}
+        for index, asked in enumerate(self.int8.held_out if self.int8 else []):
+            out[f"int8|{index}"] = {"pixels": asked.feeds[-1]["pixels"]}
+        return out
+
+    # Float, in PyTorch -------------------------------------------------------------------------------------------
+
+    def _tiles(self, layer: Layer, values: dict[str, Values], tick: Callable[[float], None]) -> None:
+        """Every calibration sample through the layer."""
+        assert self.int8 is not None
+        for index, asked in enumerate(self.int8.tiles):
+            self._float(layer, asked, values[f"float|{index}"], plain=True)
+            tick((index + 1) / (2 * len(self.int8.tiles)))
+
+    def _float(self, layer: Layer, asked: Asked, given: Values, plain: bool = False) -> Values:
+        """`plain`: TLM is run without anchors too, as calibration has it."""
+        hidden = torch.from_numpy(given["hidden"])
+        if layer.name == TLM:
+            feeds = asked.feeds if plain else asked.feeds[-1:]
+            for feed in feeds:
+                anchors = (torch.from_numpy(feed[name]) for name in ("anchors", "anchor_positions", "anchor_mask"))
+                result = layer.graph(hidden, *anchors)
+            return {"hidden": result.numpy()}
+        if layer.name in (PATCHES, MERGER) or layer.name.startswith("vision."):
+            return {"hidden": layer.graph(hidden).numpy()}
+        if layer.name == HEAD:
+            assert layer.float_head is not None
+            norm: Any = layer.graph["norm"]  # type: ignore[index]
+            places = asked.ends if plain else asked.answer
+            return {"logits": layer.float_head(norm(hidden[0, places])).numpy()}
+        positions = torch.from_numpy(asked.positions)
+        cos, sin = self.decoder.rotation(positions)
+        count = hidden.shape[1]
+        blocked = torch.triu(torch.full((count, count), -30000.0), 1)
+        past = torch.zeros(0, 1, *self.decoder.kv_shape)
+        result, _, _ = layer.graph(hidden, cos, sin, blocked, past, past)
+        return {"hidden": result.numpy()}
+
+    # The written graphs, in ONNX Runtime -------------------------------------------------------------------------
+
+    def _float_runner(self, graph: Graph, part: Part, tensors: dict[str, Array]) -> Runner:
+        names = [n for n in tensors if any(n in node.input for node in part.nodes)]
+        constants = held_elsewhere(names, tensors)
+        model = model_of(part, part.nodes, constants, graph.types, graph.skeleton)
+        return Runner(model, self.work.folder, {n: np.ascontiguousarray(tensors[n]) for n in names})
+
+    def _proven(self, name: str, runner: Runner, values: dict[str, Values], layer: Layer) -> Values:
+        """The proof's values behind the part; compared with Hugging Face where a graph ends."""
+        given, hugging_face = values["ort"], values["hf"]
+        if name == TLM:
+            masked = given | {"anchor_mask": np.zeros_like(given["anchor_mask"])}
+            plain = runner(masked)["visual_tokens"]
+            self.gate.check("vision.visual_tokens", hugging_face["visual"], plain[0])
+            tokens = torch.from_numpy(given[next(n for n in runner.inputs if n not in self.proof.vision)])
+            anchors = (torch.from_numpy(given[n]) for n in ("anchors", "anchor_positions", "anchor_mask"))
+            exact = layer.graph(tokens, *anchors).numpy()
+            self.gate.check("vision.modulated_tokens", exact, runner(given)["visual_tokens"])
+            return {"visual_tokens": plain}
+        if name == HEAD:
+            [hidden] = (given[n] for n in runner.inputs)
+            logits = runner({runner.inputs[0]: hidden[0, -STEPS - 1 :][:, None]})["logits"]
+            for mine, theirs in zip(logits, hugging_face["logits"], strict=True):
+                self.gate.check("decoder.logits", theirs, mine)
+                self.gate.check_tokens(theirs[None], mine[None].argmax(-1))
+            return {}
+        return self._next(name, given, runner)
+
+    def _next(self, name: str, given: Values, runner: Runner) -> Values:
+        graph = self.graphs[DECODER if name.startswith("decoder.") else VISION]
+        needed = graph.needed_after(BEFORE if name == EMBEDDING else name)
+        return {key: value for key, value in (given | runner(given)).items() if key in needed}
+
+    def _int8(
+        self, name: str, runner: Runner, given: Values, asked: Asked, facts: dict[str, Any],
+        before: Values, after: Values, layer: Layer,
+    ) -> Values:  # fmt: skip
+        """A held-out sample's values behind the INT8 part; at the end of a graph, how far they are from float."""
+        if name == TLM:
+            tokens = next(n for n in runner.inputs if n not in self.proof.vision)
+            for feed in asked.feeds:
+                visual = runner({tokens: given[tokens], **feed})["visual_tokens"]
+                anchors = (torch.from_numpy(feed[n]) for n in ("anchors", "anchor_positions", "anchor_mask"))
+                exact = layer.graph(torch.from_numpy(before["hidden"]), *anchors).numpy()
+                facts.setdefault("vision_int8", []).append([cosine(visual, exact), norm_ratio(visual, exact)])
+            return {"visual_tokens": visual}
+        if name == HEAD:
+            hidden = given[runner.inputs[0]][0, asked.answer][:, None]
+            for a, b in zip(runner({runner.inputs[0]: hidden})["logits"], after["logits"], strict=True):
+                row = [cosine(a, b), norm_ratio(a, b), divergence(b, a), int(a.argmax()) == int(b.argmax())]
+                facts.setdefault("logits_int8", []).append(row)
+            return {}
+        return self._next(name, given, runner)
+
+    # The embedding -----------------------------------------------------------------------------------------------
+
+    def _embedding(self, values: dict[str, Values], tick: Callable[[float], None]) -> tuple[dict[str, Any], Any]:
+        """Written in blocks of rows; what comes before the first layer is run for every sample."""
+        graph, weights = self.graphs[DECODER], self.layers.weights
+        shape = weights.shape("model.language_model.embed_tokens.weight")
+        kind = TensorProto.FLOAT16 if graph.half else TensorProto.FLOAT
+        dtype = np.float16 if graph.half else np.float32
+
+        def blocks() -> Iterator[Array]:
+            done = 0
+            for block in embedding_blocks(weights):
+                done += len(block)
+                tick(done / shape[0])
+                yield block.numpy().astype(dtype)
+
+        graph.data.put_blocks(EMBEDDING_TABLE, shape, kind, blocks())
+        graph.data.flush()
+        part = graph.parts[BEFORE]
+        out: dict[str, Values] = {"hf": values["hf"]}
+        given = self.proof
+        inputs = {
+            "input_ids": given.input_ids,
+            "visual_index": given.visual_index,
+            "position_ids": given.position_ids,
+            "visual_tokens": values["ort"]["visual_tokens"],
+            "past": self._no_past(),
+        }
+        # The rows of this text stand for the table, and the ids are places in it: 2 GB less at 7B.
+        ids, place = np.unique(given.input_ids, return_inverse=True)
+        rows = {EMBEDDING_TABLE: embedding_rows(weights, torch.from_numpy(ids)).numpy()}
+        runner = self._float_runner(graph, part, rows)
+        out["ort"] = self._next(EMBEDDING, inputs | {"input_ids": place.reshape(1, -1).astype(np.int32)}, runner)
+        if self.int8 is None:
+            return {}, out
+        for index, asked in enumerate(self._asked()):
+            text = embedding_rows(weights, torch.from_numpy(asked.input_ids)).numpy()
+            visual = values[f"float|{index}"]["hidden"]
+            is_text = asked.visual_index[..., None] < 0
+            seen = visual[0][np.clip(asked.visual_index, 0, None)]
+            out[f"float|{index}"] = {"hidden": np.where(is_text, text, seen)}
+        rewritten = onnx.helper.make_model(onnx.helper.make_graph(part.nodes, "before", [], []))
+        gather_in_half(rewritten, graph.half)
+        whole = Runner(self._model(graph, part, rewritten.graph.node), self.work.folder)
+        for index, asked in enumerate(self.int8.held_out):
+            feed = {
+                "input_ids": asked.input_ids,
+                "visual_index": asked.visual_index,
+                "position_ids": asked.positions,
+                "visual_tokens": values[f"int8|{index}"]["visual_tokens"],
+                "past": self._no_past(),
+            }
+            out[f"int8|{index}"] = self._next(EMBEDDING, feed, whole)
+        return {}, out
+
+    def _no_past(self) -> Array:
+        heads, width = self.decoder.kv_shape
+        return np.zeros((0, len(self.decoder.layers), 2, 1, heads, width), np.float32)
+
+
+def _bands(layers: Layers) -> int:
+    from fusar_edge.anchors.codes import BANDS
+
+    return BANDS if layers.basis is None else layers.basis.rank
