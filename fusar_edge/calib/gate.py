@@ -50,14 +50,14 @@ class Check:
         return f"{self.name} {self.value:.4g}{interval}, {rule}{self.note and f' ({self.note})'}"
 
 
-def stage_checks(figures: Mapping[str, float], spec: GateSpec) -> list[Check]:
+def stage_checks(figures: Mapping[str, float], spec: GateSpec, note: str = "") -> list[Check]:
     """Of the figures of `calib.compare.compared`. What is NaN does not hold."""
 
     def least(name: str, bound: float) -> Check:
-        return Check(name, figures[name], bound, figures[name] >= bound)
+        return Check(name, figures[name], bound, figures[name] >= bound, note)
 
     def most(name: str, value: float, bound: float) -> Check:
-        return Check(name, value, bound, value <= bound, least=False)
+        return Check(name, value, bound, value <= bound, note, least=False)
 
     return [
         least("vision_cosine", spec.vision_cosine),

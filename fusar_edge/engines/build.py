@@ -28,6 +28,7 @@ from fusar_edge.manifest import (
     verify_files,
 )
 from fusar_edge.recipes import load_recipe
+from fusar_edge.runtime.adapters import FOLDS
 from fusar_edge.runtime.backend import open_backend
 from fusar_edge.runtime.bundle import TENSORRT, BundleSettings, PlanFacts, seal_bundle
 from fusar_edge.specs import EngineSpec
@@ -49,8 +50,9 @@ def build(
     """Make the bundle `out` for one device from the folder that `calibrate` (INT8) or `export` (FP32) made.
 
     INT8 graphs pass the gate (fusar_edge.engines.proof) or leave no bundle: `data`, a manifest that neither training
-    nor calibration saw (its first `images` images), and `reference`, the FP32 folder that they were made from, are
-    needed; GateError says what falls behind. `waive`: the reason why the bundle is made all the same, which then stands
+    nor calibration saw (its first `images` images), and `reference` are needed: the FP32 folder that they were made
+    from, or a file of FP32's answers to `data` (eval.run.write_answers), for a model that does not fit in FP32 here.
+    GateError says what falls behind. `waive`: the reason why the bundle is made all the same, which then stands
     in its manifest. Of FP32 graphs the task metrics are written down where `data` is given.
 
     The engine that will run it opens it once before it is published. A TensorRT spec is built on its own device alone:
@@ -64,12 +66,14 @@ def build(
     graphs = open_graphs(onnx_dir)
     verify_files(graphs.path, graphs.manifest)
     request = proof_request(graphs, data, reference, images, waive, progress)
+    _check_adapter(graphs, spec)
     settings = bundle_settings(graphs, spec, None if target is None else target.plan_facts(spec))
     if target is not None:
         check_memory(spec, graphs, target.facts)
     figures = dict(graphs.manifest.figures)
     with output_folder(out, force=force) as work:
-        left_out = (FILENAME, *WORKSHOP_FILES, *(("*.onnx*",) if target else ()))
+        in_plans = ("*.onnx*", "*.data", Path(FOLDS).name)
+        left_out = (FILENAME, *WORKSHOP_FILES, *(in_plans if target else ()))
         shutil.copytree(graphs.path, work, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*left_out))
         if target is not None:
             folder = timing_cache or default_folder()
@@ -101,6 +105,17 @@ def build(
             figures["memory"] = footprint(work, spec.threads)
             manifest = sealed()
         return manifest
+
+
+def _check_adapter(graphs: GraphFolder, spec: EngineSpec) -> None:
+    """InputError before anything is done: a fused product has its weights side by side, and no branch beside them."""
+    facts = graphs.settings.adapters
+    if facts is not None and spec.decoder == "fused":
+        raise InputError(
+            f"{graphs.path} has the adapter {facts.exported} beside its weights, and spec {spec.name} has decoder = "
+            '"fused", in which an adapter has no place: set decoder = "plain" in a spec of your own, or export without '
+            "--adapter"
+        )
 
 
 def bundle_settings(graphs: GraphFolder, spec: EngineSpec, plan: PlanFacts | None = None) -> BundleSettings:

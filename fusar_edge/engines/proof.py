@@ -20,7 +20,7 @@ from fusar_edge.calib.tiles.samples import SampleReader, spread
 from fusar_edge.data.triplets import Triplet, read_triplets, triplets_by_image
 from fusar_edge.errors import InputError, MissingExtraError, RecipeError
 from fusar_edge.eval.metrics import Scored, task_metrics
-from fusar_edge.eval.run import Progress, ask_manifest
+from fusar_edge.eval.run import Progress, ask_manifest, read_answers
 from fusar_edge.manifest import sha256_file
 from fusar_edge.runtime.backend import Backend, open_backend
 from fusar_edge.runtime.bundle import DECODER, VISION, Bundle
@@ -29,6 +29,9 @@ from fusar_edge.specs import CalibRecipe, GateSpec
 
 STAGE_IMAGES = 32
 """Images at most on which stages and tokens are compared, one question each; the tasks are asked of all."""
+
+
+BY_CALIBRATION = "measured when the graphs were calibrated, in ONNX Runtime"
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,9 @@ class ProofRequest:
     """None: the graphs are FP32, there is nothing to hold."""
     data: Path | None
     reference: GraphFolder | None
+    """FP32 graphs, run beside the bundle."""
+    answers: Path | None
+    """Or what FP32 said elsewhere, where it does not fit here (`eval CHECKPOINT --answers`)."""
     images: int | None
     waiver: str | None
     wrong: tuple[str, ...] = ()
@@ -68,21 +74,32 @@ def proof_request(
         raise InputError("--reference and --images say what to measure: give --data, the manifest to measure on")
     if waive is not None and not waive.strip():
         raise InputError("--waive is the reason why a bundle is built that did not pass the gate: say it in words")
-    base = None if reference is None else open_graphs(reference, stages=("export",))
+    answers = reference if reference is not None and reference.is_file() else None
+    base = None if reference is None or answers else open_graphs(reference, stages=("export",))
     if graphs.precision == "fp32":
         if waive is not None:
             raise InputError(f"--waive: the graphs of {graphs.path} are FP32, no gate is asked of them: leave it out")
-        return ProofRequest(graphs, None, data, base, images, None)
-    if waive is None and (data is None or base is None):
+        if answers is not None:
+            raise InputError(f"--reference {answers}: the graphs of {graphs.path} are FP32 themselves: leave it out")
+        return ProofRequest(graphs, None, data, base, None, images, None)
+    if waive is None and (data is None or reference is None):
         raise InputError(
             f"the graphs of {graphs.path} are INT8, and a bundle of them shows that it keeps what FP32 can do: "
-            "give --data MANIFEST (tiles that nothing was trained or calibrated on) and --reference FP32; or --waive "
-            "REASON"
+            "give --data MANIFEST (tiles that nothing was trained or calibrated on) and --reference, the FP32 folder "
+            "or the answers that `fusar-edge eval CHECKPOINT --answers FILE` wrote elsewhere; or --waive REASON"
+        )
+    if base is not None and graphs.manifest.settings.get("streamed"):
+        raise InputError(
+            f"{graphs.path} was made by `export --int8`, which leaves no FP32 folder: give as --reference the answers "
+            "that `fusar-edge eval CHECKPOINT --data MANIFEST --answers FILE` wrote on a machine that holds the model"
         )
     if find_spec("onnx") is None:
         raise MissingExtraError("`build` needs onnx, which is not installed: pip install 'fusar-edge[workshop]'")
     _check_disjoint(graphs, data, progress)
-    request = ProofRequest(graphs, _gate(graphs), data, base, images, waive, _audited(graphs, base))
+    request = ProofRequest(graphs, _gate(graphs), data, base, answers, images, waive, _audited(graphs, base))
+    if answers is not None:
+        assert data is not None
+        read_answers(answers, request.first(), data)  # a wrong file is told before anything long is done
     if request.wrong and waive is None:
         assert request.gate is not None
         verdict(_written(request), request.gate, None)
@@ -144,6 +161,12 @@ def proven(
             figures["int8_vs_fp32"] = stages
             checks += stage_checks(stages, request.gate)
             checks += task_checks(answers[bundle.settings.precision], answers["fp32"], request.gate)
+    if request.answers is not None:
+        answers["fp32"] = read_answers(request.answers, request.first(), data)
+        figures["fp32_answers_sha256"] = sha256_file(request.answers)
+        assert request.gate is not None
+        checks += stage_checks(request.graphs.manifest.figures["int8_vs_fp32"], request.gate, BY_CALIBRATION)
+        checks += task_checks(answers[bundle.settings.precision], answers["fp32"], request.gate)
     figures["tasks"] = {"data": f"{data.parent.name}/{data.name}", "data_sha256": sha256_file(data)}
     figures["tasks"] |= {precision: task_metrics(scored) for precision, scored in answers.items()}
     if request.gate is not None:

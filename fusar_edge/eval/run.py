@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from fusar_edge.data.tasks import TASKS
+from fusar_edge.data.tasks import TASKS, parse_answer
 from fusar_edge.data.triplets import Triplet, read_triplets, triplets_by_image
 from fusar_edge.errors import BundleError, DataError, InputError
 from fusar_edge.eval.metrics import Scored, task_metrics
@@ -153,14 +154,58 @@ def evaluate(
         "packages": package_versions("fusar-edge", "onnxruntime", "numpy", "torch"),
     }
     if answers is not None:
-        with output_file(answers, force=force) as work:
-            rows = [
-                {"id": s.id, "task": s.task, "question": s.question, "reference": s.reference}
-                | {"said": s.said.text, "parsed": s.said.ok, "confidence": round(s.confidence, 4)}
-                for s in scored
-            ]
-            work.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        write_answers(answers, scored, force=force)
     if out is not None:
         with output_file(out, force=force) as work:
             work.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return result
+
+
+# Answers as a file --------------------------------------------------------------------------------------------------
+
+
+class _AnswerRow(msgspec.Struct, forbid_unknown_fields=True):
+    id: str
+    task: str
+    question: str
+    reference: str
+    said: str
+    parsed: bool
+    confidence: float
+
+
+def write_answers(path: Path, scored: Sequence[Scored], *, force: bool = False) -> None:
+    """Every question, reference and answer as JSONL, in the order in which they were asked."""
+    rows = [
+        _AnswerRow(s.id, s.task, s.question, s.reference, s.said.text, s.said.ok, round(s.confidence, 4))
+        for s in scored
+    ]
+    with output_file(path, force=force) as work:
+        work.write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
+
+
+def read_answers(path: Path, asked: Sequence[Triplet], data: Path) -> list[Scored]:
+    """What `write_answers` wrote of the questions `asked` of the manifest `data`, the first of the file.
+
+    DataError that names the line where it is of other questions, or cannot be read.
+    """
+    lines = path.read_bytes().splitlines()
+    if len(lines) < len(asked):
+        raise DataError(
+            f"{path} holds {len(lines)} answers, {data} asks {len(asked)} questions: make it again with "
+            f"`fusar-edge eval CHECKPOINT --data {data} --answers {path}`"
+        )
+    scored = []
+    for number, (line, triplet) in enumerate(zip(lines, asked, strict=False), 1):
+        try:
+            row = msgspec.json.decode(line, type=_AnswerRow)
+        except msgspec.MsgspecError as problem:
+            raise DataError(f"{path}:{number}: {problem}; give a file that `fusar-edge eval --answers` wrote") from None
+        if (row.task, row.question, row.reference) != (triplet.task, triplet.question, triplet.answer):
+            raise DataError(
+                f"{path}:{number} answers another question than {data} asks ({row.task}: {row.question[:60]!r}): give "
+                "the answers to the same manifest, of the same images"
+            )
+        said = parse_answer(row.task, row.said)
+        scored.append(Scored(row.task, row.reference, said, row.confidence, row.id, row.question))
+    return scored

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,7 +19,8 @@ from fusar_edge.calib.graphs import LISTING
 from fusar_edge.calib.tiles.listing import read_listing
 from fusar_edge.engines.build import build
 from fusar_edge.errors import DataError, GateError, InputError
-from fusar_edge.manifest import Manifest, folder_hashes, read_manifest, write_manifest
+from fusar_edge.eval.run import evaluate
+from fusar_edge.manifest import Manifest, folder_hashes, read_manifest, sha256_file, write_manifest
 
 
 def prove(tmp_path: Path, graphs: Path | None = None, **options: object) -> Manifest:
@@ -162,7 +164,7 @@ def with_gate(folder: Path, bounds: str) -> Path:
     ("options", "message"),
     [
         ({"data": None, "reference": None}, r"are INT8, and a bundle of them shows .*--waive REASON"),
-        ({"reference": None}, r"give --data MANIFEST .* and --reference FP32"),
+        ({"reference": None}, r"give --data MANIFEST .* and --reference, the FP32"),
         ({"waive": "  "}, "say it in words"),
     ],
 )
@@ -204,3 +206,57 @@ def test_another_fp32_folder_than_int8_was_made_from_is_refused(tmp_path: Path) 
         file.write(b"\x72\x00")
     with pytest.raises(InputError, match=r"other/vision\.onnx is not what .* was made from"):
         prove(tmp_path, reference=tmp_path / "other")
+
+
+# FP32 answered elsewhere --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def answers(tmp_path: Path) -> Path:
+    """What the FP32 bundle says of the held-out tiles."""
+    build(spec_file(tmp_path), tiny_graphs.fp32_folder(), tmp_path / "fp32")
+    evaluate(str(tmp_path / "fp32"), tiny_graphs.other_tiles(), answers=tmp_path / "answers.jsonl")
+    return tmp_path / "answers.jsonl"
+
+
+def test_answers_of_fp32_stand_for_the_fp32_graphs(tmp_path: Path, answers: Path) -> None:
+    graphs = tmp_path / "graphs"
+    shutil.copytree(tiny_graphs.int8_folder(), graphs)
+    manifest = read_manifest(graphs)
+    manifest.figures["int8_vs_fp32"]["token_agreement"] = 0.9  # of one image and two tokens there
+    write_manifest(graphs, manifest)
+    figures = prove(tmp_path, graphs, reference=answers).figures
+    (tmp_path / "bundle").rename(tmp_path / "by-answers")
+    whole = prove(tmp_path).figures
+    assert figures["tasks"]["fp32"] == whole["tasks"]["fp32"]
+    assert figures["fp32_answers_sha256"] == sha256_file(answers)
+    checks, others = ({c["name"]: c for c in f["gate"]["checks"]} for f in (figures, whole))
+    assert set(others) - set(checks) == {"graphs_as_written"}
+    assert checks["count.accuracy"] == others["count.accuracy"]
+    calibrated = read_manifest(tiny_graphs.int8_folder()).figures["int8_vs_fp32"]
+    assert checks["vision_cosine"]["value"] == round(calibrated["vision_cosine"], 6)
+    assert checks["vision_cosine"]["note"] == "measured when the graphs were calibrated, in ONNX Runtime"
+
+
+def test_answers_that_int8_falls_behind_leave_no_bundle(tmp_path: Path, answers: Path) -> None:
+    rows = [json.loads(line) for line in answers.read_text().splitlines()]
+    answers.write_text("".join(json.dumps(row | {"said": row["reference"]}) + "\n" for row in rows))
+    with pytest.raises(GateError, match=r"count\.accuracy"):
+        prove(tmp_path, reference=answers)
+    assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda rows: rows[:-1], "holds 5 answers, .* asks 6 questions"),
+        (lambda rows: [rows[1], rows[0], *rows[2:]], ":1 answers another question than"),
+        (lambda rows: [rows[0] | {"question": "How many cats?"}, *rows[1:]], ":1 answers another question .*cats"),
+        (lambda rows: [rows[0], {"said": "1"}, *rows[2:]], ":2: .*missing required field"),
+    ],
+)
+def test_answers_to_other_questions_are_refused_by_line(tmp_path: Path, answers: Path, change: Any, said: str) -> None:
+    rows = change([json.loads(line) for line in answers.read_text().splitlines()])
+    answers.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match=said):
+        prove(tmp_path, reference=answers)

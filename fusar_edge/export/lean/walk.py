@@ -229,12 +229,13 @@ class Walk:
         layer = self.layers.load(name)
         done = Calibrated()
         kept: dict[str, str] = {}
+        seen: dict[str, Values] = {}
         if self.int8 is not None:
             able = [a for a in graph.linears if a.name in layer.linears()]
             if name == TLM and not self.int8.anchored:
                 kept = {a.name: NO_ANCHORS for a in able}
             else:
-                done = calibrated(layer, able, self.int8.recipe, lambda: self._tiles(layer, values, tick))
+                done = calibrated(layer, able, self.int8.recipe, lambda: self._tiles(layer, values, seen, tick))
                 kept = {a.name: ALL_ZERO for a in able if done.ranges[a.activation] == 0}
             kept = {layer_name: why for layer_name, why in kept.items() if layer_name not in self.int8.kept}
         facts: dict[str, Any] = msgspec.to_builtins({"kept": kept, **done.record()})
@@ -254,7 +255,8 @@ class Walk:
         runner = Runner(self._model(graph, part, nodes), self.work.folder)
         del tensors
         for index, asked in enumerate(self._asked()):
-            out[f"float|{index}"] = self._float(layer, asked, values[f"float|{index}"])
+            key = f"float|{index}"
+            out[key] = seen[key] if key in seen else self._float(layer, asked, values[key])
         for index, asked in enumerate(self.int8.held_out):
             floats = f"float|{len(self.int8.tiles) + index}"
             out[f"int8|{index}"] = self._int8(
@@ -302,11 +304,13 @@ class Walk:
 
     # Float, in PyTorch -------------------------------------------------------------------------------------------
 
-    def _tiles(self, layer: Layer, values: dict[str, Values], tick: Callable[[float], None]) -> None:
-        """Every calibration sample through the layer."""
+    def _tiles(
+        self, layer: Layer, values: dict[str, Values], seen: dict[str, Values], tick: Callable[[float], None]
+    ) -> None:
+        """Every calibration sample through the layer; `seen` gets what it gives."""
         assert self.int8 is not None
         for index, asked in enumerate(self.int8.tiles):
-            self._float(layer, asked, values[f"float|{index}"], plain=True)
+            seen[f"float|{index}"] = self._float(layer, asked, values[f"float|{index}"], plain=True)
             tick((index + 1) / (2 * len(self.int8.tiles)))
 
     def _float(self, layer: Layer, asked: Asked, given: Values, plain: bool = False) -> Values:
