@@ -9,11 +9,11 @@ from typing import Annotated
 import typer
 
 from fusar_edge import __version__
-from fusar_edge.commands import bench, data, device, downlink, engines, service, workshop
+from fusar_edge.commands import adapters, bench, data, device, downlink, engines, service, workshop
 from fusar_edge.commands.app import app
 from fusar_edge.errors import EdgeError
 
-__all__ = ["app", "bench", "data", "device", "downlink", "engines", "main", "service", "workshop"]
+__all__ = ["adapters", "app", "bench", "data", "device", "downlink", "engines", "main", "service", "workshop"]
 
 
 def _version(value: bool) -> None:

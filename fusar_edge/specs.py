@@ -153,7 +153,7 @@ class ModelRecipe(_Spec, frozen=True):
         if self.base is None and not (self.vision and self.text and self.tokenizer and self.train.base):
             raise ValueError("a recipe without `base` needs [vision], [text], `tokenizer` and [train.base]")
         if self.base is None and self.train.frozen == "bfloat16":
-            raise ValueError('frozen = "bfloat16" would round the float32 weights of a model from scratch: leave it out')
+            raise ValueError('frozen = "bfloat16" would round the weights of a model from scratch: leave it out')
 
 
 # calib/NAME.toml ----------------------------------------------------------------------------------------------------

@@ -82,10 +82,10 @@ def hugging_face(base: Path) -> Qwen2_5_VLForConditionalGeneration:
 
 
 def adapter_on(
-    base: Path, folder: Path, *, old: bool = False, film: bool = True, legacy: bool = False, **lora: Any
+    base: Path, folder: Path, *, old: bool = False, film: bool = True, legacy: bool = False, seed: int = 3, **lora: Any
 ) -> Path:
     """An adapter that PEFT itself made and saved, with random weights, and TLM beside it."""
-    torch.manual_seed(3)
+    torch.manual_seed(seed)
     given = {"r": 4, "lora_alpha": 16, "target_modules": list(LANGUAGE), "init_lora_weights": False} | lora
     model = get_peft_model(hugging_face(base), LoraConfig(**given))
     model.save_pretrained(folder, save_embedding_layers=False)

@@ -75,6 +75,7 @@ def test_the_wheel_carries_code_recipes_and_the_default_bundle(wheel_names: list
         "fusar_edge/cli.py",
         "fusar_edge/_recipes/export/fusar-tiny.toml",
         "fusar_edge/_recipes/export/fusar-tiny/tokenizer.json",
+        *(f"fusar_edge/_recipes/export/accelerate/{name}.yaml" for name in ("ddp", "fsdp", "zero2")),
         "fusar_edge/_recipes/calib/w8a8-percentile.toml",
         "fusar_edge/_recipes/engines/cpu.toml",
         "fusar_edge/_bundles/default/manifest.json",
@@ -95,7 +96,7 @@ def test_the_wheel_carries_nothing_else(wheel_names: list[str]) -> None:
 
 def test_help_of_every_verb_shows_an_example_or_says_what_it_does() -> None:
     verbs = ("demo", "interpret", "verify", "eval", "simulate", "train", "export", "calibrate", "build", "plan")
-    for verb in (*verbs, "serve", "token create", "downlink", "bench"):
+    for verb in (*verbs, "serve", "token create", "downlink", "bench", "bundle adapters use", "bundle adapters add"):
         shown = run(*verb.split(), "--help")
         assert shown.returncode == 0
         assert "Example: fusar-edge" in shown.stdout, verb

@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fusar_edge.calib.adapter_file import refer_to_adapter
 from fusar_edge.calib.graphs import GraphFolder
 from fusar_edge.calib.outliers import Split, outlier_channels
 from fusar_edge.calib.products.fusion import fused_linears
@@ -56,6 +57,7 @@ class MeasuredGraph:
         splits = {name: split for name, split in self.splits.items() if name in names}
         result = quantised(self.model, layers, self.ranges, splits)
         tables = half_embeddings(result)
+        refer_to_adapter(result, path.parent)
         save_graph(result, path)
         return tables
 

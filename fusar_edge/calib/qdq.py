@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 SMALLEST_WIDTH = 16
 """A MatMul with a constant narrower than this is no layer but geometry (rotary angles)."""
+BRANCH = (".adapter_a", ".adapter_b")
+"""Ends of the names of an adapter's nodes (fusar_edge.model.adapted)."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +43,18 @@ class Linear:
 
 
 def linears(model: ModelProto) -> list[Linear]:
-    """MatMul and Gemm whose second input is a constant matrix, and Conv with a constant kernel, in graph order."""
+    """MatMul and Gemm whose second input is a constant matrix, and Conv with a constant kernel, in graph order.
+
+    Not the branch of an adapter, of any rank: its weights are exchanged, and INT8 codes would be of one adapter.
+    """
     shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     found = []
     for node in model.graph.node:
         if node.op_type not in ("MatMul", "Gemm", "Conv") or node.input[1] not in shapes:
             continue
         shape = shapes[node.input[1]]
+        if node.name.endswith(BRANCH):
+            continue
         if node.op_type != "Conv" and (len(shape) != 2 or min(shape) < SMALLEST_WIDTH):
             continue
         rows = node.op_type == "Conv" or any(a.name == "transB" and a.i for a in node.attribute)
@@ -86,6 +93,9 @@ BLOCK_VALUES = 1 << 24
 
 def int8_weight(weight: npt.NDArray[np.float32], axis: int) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
     """Symmetric codes in -127..127 and the scale of each channel along `axis`; a channel of zeros has scale 1."""
+    if weight.ndim == 2 and weight.T.flags.c_contiguous and not weight.flags.c_contiguous:
+        codes, scale = int8_weight(weight.T, 1 - axis)  # along its memory
+        return codes.T, scale
     channels = weight.shape[axis]
     codes, scale = np.empty(weight.shape, np.int8), np.empty(channels, np.float32)
     step = max(1, BLOCK_VALUES * channels // max(1, weight.size))

@@ -104,6 +104,12 @@ def verify(bundle: Annotated[str, typer.Argument(metavar="BUNDLE", help="Bundle 
         for failed in gate.get("failed", ()):
             say(f"  failed: {failed}", markup=False)
     facts = {"gate_holds": gate.get("holds"), "waiver": gate.get("waiver")} if gate else {}
+    adapters = opened.settings.adapters
+    if adapters is not None:
+        facts["adapter"] = adapters.active
+        if adapters.active != adapters.exported:
+            say(f"gate and figures are of the adapter {adapters.exported}; {adapters.active}, in use, was not measured")
+            facts |= {"gate_holds": None, "gate_of": adapters.exported} if gate else {}
     files = len(opened.manifest.files)
     result({"bundle": str(opened.folder), "ok": True, "sha256": opened.sha256, "files": files, **facts})
 

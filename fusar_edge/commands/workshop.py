@@ -84,6 +84,13 @@ def export(
         list[Path] | None,
         typer.Option(help="Triplet manifest for --smooth or --int8; repeat for several. As for `calibrate`."),
     ] = None,
+    adapter: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Keep the checkpoint's LoRA beside the weights, as the adapter NAME."),
+    ] = None,
+    adapter_rank: Annotated[
+        int | None, typer.Option(min=1, help="Rank that adapters can have. Default: that of this one.")
+    ] = None,
     sigma: Sigma = None,
     force: Force = False,
 ) -> None:
@@ -107,11 +114,15 @@ def export(
             smooth=smooth,
             int8=int8,
             data=data or (),
+            adapter=adapter,
+            adapter_rank=adapter_rank,
             force=force,
             progress=say,
             bar=step,
         )
-    result({"out": str(folder), **read_manifest(folder).figures})
+    figures = read_manifest(folder).figures
+    told = ("graphs", "smooth", "export", "not_int8", "macs_counted_for")  # of each layer: they are in the manifest
+    result({"out": str(folder)} | {name: value for name, value in figures.items() if name not in told})
 
 
 @app.command(

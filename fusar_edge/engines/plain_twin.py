@@ -19,6 +19,7 @@ from fusar_edge.calib.qdq import save_graph
 from fusar_edge.engines.fused import ZERO, parts_of
 from fusar_edge.engines.layer_source import Array, LayerSource, Place
 from fusar_edge.manifest import FILENAME
+from fusar_edge.runtime.adapters import read_tensors
 from fusar_edge.runtime.bundle import DECODER, PLAIN_DECODER, Bundle
 
 if TYPE_CHECKING:
@@ -71,6 +72,11 @@ def plain_decoder(bundle: Bundle) -> ModelProto:
     import onnx
 
     model = onnx.load(bundle.file(DECODER))
+    if bundle.settings.adapters is not None:
+        active = read_tensors(bundle.folder, bundle.settings.adapters.active)
+        for tensor in model.graph.initializer:
+            if tensor.name in active:
+                tensor.CopyFrom(onnx.numpy_helper.from_array(active[tensor.name], tensor.name))
     return model if bundle.settings.fused is None else with_weights(onnx.load(bundle.file(PLAIN_DECODER)), model)
 
 

@@ -1,8 +1,9 @@
-"""How much memory a stage of training takes on each GPU, by strategy: `fusar-edge plan SPEC --model RECIPE --train STAGE`.
+"""Memory that a stage of training takes on each GPU, by strategy: `fusar-edge plan SPEC --model RECIPE --train STAGE`.
 
 Counted: weights, gradients, AdamW's moments (tests: to the parameter, on a real model with PEFT's LoRA). By formula:
-what the language model keeps for the backward pass (tests: within 5 % of what autograd saves on a small model), logits,
-what a strategy gathers. Assumed: CUDA context and libraries, DeepSpeed's buffer. Nothing was measured on a GPU. No torch.
+what the language model keeps for the backward pass (tests: within 2 % of what autograd saves on a small model),
+logits, what a strategy gathers. Assumed: CUDA context and libraries, DeepSpeed's buffer. Nothing was measured on a GPU.
+No torch.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from typing import Literal
 
 from fusar_edge.engines.memory import MIB, Item, MemoryPlan
 from fusar_edge.engines.planner import PREFIX_TEXT, QUESTION
-from fusar_edge.engines.shapes import Linear, ModelShape, decoder_linears, shape_from_recipe, vision_linears
-from fusar_edge.errors import RecipeError
+from fusar_edge.engines.shapes import BANDS, Linear, ModelShape, decoder_linears, shape_from_recipe, vision_linears
+from fusar_edge.errors import DeviceError, RecipeError
 from fusar_edge.recipes import load_recipe
 from fusar_edge.specs import EngineSpec, LoraSpec, ModelRecipe, SftStageSpec, TrainSpec
 
@@ -88,6 +89,18 @@ def plan_training(spec_name: str, model_name: str, stage: int, processes: int = 
     return TrainingPlan(
         spec, shape, stage, processes, counts, settings.max_tokens, common.checkpointing, memory, otherwise
     )
+
+
+def require_training_fit(planned: TrainingPlan) -> None:
+    """DeviceError where no strategy fits."""
+    if not planned.fitting:
+        least = min(planned.memory, key=lambda strategy: planned.memory[strategy].needed)
+        memory = planned.memory[least]
+        raise DeviceError(
+            f"training stage {planned.stage} of {planned.shape.name} does not fit {planned.spec.name}: the least, "
+            f"{least}, needs {memory.needed // MIB:,} MiB of each GPU, which has {memory.available // MIB:,}; fewer "
+            'max_tokens, `checkpointing = true` and frozen = "bfloat16" in the recipe, and more --processes need less'
+        )
 
 
 def count_parameters(shape: ModelShape, lora: LoraSpec, stage: int, settings: SftStageSpec) -> Counts:
@@ -179,25 +192,27 @@ def activations(
     With checkpointing: the input of each layer, and the layer that is being computed again.
     """
     text, tokens = shape.language, settings.max_tokens
-    number = 2 if common.bf16 else 4
     layer = layer_activations(shape, common, tokens, lora=counts.lora > 0)
     if checkpointing:
         layers = text.layers * tokens * text.hidden * (2 if common.frozen == "bfloat16" else 4) + layer
     else:
         layers = text.layers * layer
-    last = tokens * text.hidden * (4 + number)  # the last norm, and what the head reads
-    return layers + last + (tlm_activations(shape, number) if counts.trained > counts.lora else 0)
+    learns_before = counts.trained > counts.lora
+    if checkpointing or learns_before:  # else the first layer's norm keeps nothing: as much less as the last one more
+        layers += tokens * 4 * (text.hidden + 1)
+    return layers + (tlm_activations(shape, common) if learns_before else 0)
 
 
 def layer_activations(shape: ModelShape, common: TrainSpec, tokens: int, *, lora: bool) -> int:
-    """Bytes of one layer: two norms in float32, queries, repeated keys and values and the attention's output (no
-    kernel keeps its scores), the gated MLP's three products. A frozen linear keeps nothing; under a LoRA each keeps
-    its input, by itself, and the dropout's mask, and the LoRA's cast weights."""
+    """Bytes of one layer: two norms in float32, rotary cosines and sines, queries, repeated keys and values and the
+    attention's output (kernels keep no scores, but the mask of questions that share an image), the gated MLP's three
+    products. A frozen linear keeps nothing; under a LoRA each keeps its input, by itself, the dropout's mask, and the
+    LoRA's cast weights."""
     text = shape.language
     number = 2 if common.bf16 else 4
     query = text.heads * text.head_dim
-    values = 4 * query + 3 * text.intermediate
-    kept = tokens * (2 * 4 * text.hidden + number * values + 4 * text.heads)
+    values = 4 * query + 3 * text.intermediate + 2 * text.head_dim + tokens
+    kept = tokens * (2 * 4 * (text.hidden + 1) + number * values + 4 * text.heads)
     if lora:
         linears = [x for x in decoder_linears(shape) if x.name.startswith("decoder.layers.0.")]
         for linear in _with_lora(linears, common.lora):
@@ -207,8 +222,11 @@ def layer_activations(shape: ModelShape, common: TrainSpec, tokens: int, *, lora
     return kept
 
 
-def tlm_activations(shape: ModelShape, number: int) -> int:
-    """TLM's MLP over the anchors (before and after SiLU), their spread over the tokens, tokens and gamma in float32."""
+def tlm_activations(shape: ModelShape, common: TrainSpec) -> int:
+    """TLM's MLP over the anchors (before and after SiLU) and its cast weights, the anchors' spread over the tokens
+    twice, tokens and gamma in float32."""
     width, tokens = shape.language.hidden, shape.tokens
-    mlp = shape.anchors * 2 * shape.tlm_hidden * number
-    return mlp + tokens * shape.anchors * number + 2 * shape.anchors * width * number + 2 * 4 * tokens * width
+    number = 2 if common.bf16 else 4
+    cast = number * shape.tlm_hidden * 2 * width if common.bf16 else 0
+    mlp = number * shape.anchors * (BANDS + 2 * shape.tlm_hidden)
+    return mlp + cast + number * 2 * tokens * shape.anchors + 2 * 4 * tokens * width

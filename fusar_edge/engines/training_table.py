@@ -11,7 +11,7 @@ from fusar_edge.engines.training_memory import STRATEGIES, TrainingPlan
 
 
 def training_table(planned: TrainingPlan) -> Table:
-    """MiB of each process; where strategies differ in the basis of a line, the basis is that of one process."""
+    """MiB of each process. The basis is that of one process: what others share, they hold a part of."""
     title = (
         f"{planned.shape.name}, stage {planned.stage}, on {planned.processes} x {planned.spec.name}; "
         f"{planned.counts.trained / 1e6:,.1f} M of {_all(planned) / 1e9:,.2f} G parameters are trained"
@@ -22,7 +22,7 @@ def training_table(planned: TrainingPlan) -> Table:
     plans = [planned.memory[strategy] for strategy in STRATEGIES]
     for index, first in enumerate(plans[0].items):
         rows = [plan.items[index] for plan in plans]
-        bases = dict.fromkeys(item.basis for item in rows if item.basis != "none")
+        bases = [first.basis] if first.bytes else [item.basis for item in rows[1:]]
         table.add_row(first.name, *(f"{item.bytes / MIB:,.0f}" for item in rows), "; ".join(bases))
     table.add_section()
     table.add_row("needed", *(f"{plan.needed / MIB:,.0f}" for plan in plans), "for the longest sequence")

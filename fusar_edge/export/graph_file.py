@@ -14,8 +14,11 @@ from optimum.exporters.onnx import export
 from optimum.exporters.onnx.base import OnnxConfig
 from torch import nn
 
+from fusar_edge.calib.adapter_file import refer_to
 from fusar_edge.errors import GateError
+from fusar_edge.export.adapters import told_apart
 from fusar_edge.export.naming import name_by_layer
+from fusar_edge.runtime.adapters import read_record
 
 FORBIDDEN = {
     "Attention", "RotaryEmbedding", "RMSNormalization", "TensorScatter", "If", "Loop", "Scan", "MatMulInteger",
@@ -29,9 +32,22 @@ LARGE = 1 << 30
 """Bytes of weights from which they go to a file of their own, NAME.onnx.data: one protobuf ends at 2 GiB."""
 
 
-def write_graph(module: nn.Module, config: OnnxConfig, path: Path, opset: int = 17, large: int = LARGE) -> None:
-    """Export `module` to `path`. GateError where the graph holds what DESIGN section 3 rules out."""
-    model = traced(module, config, path.parent, opset)
+def write_graph(
+    module: nn.Module,
+    config: OnnxConfig,
+    path: Path,
+    opset: int = 17,
+    large: int = LARGE,
+    adapter: str | None = None,
+) -> None:
+    """Export `module` to `path`. GateError where the graph holds what DESIGN section 3 rules out.
+
+    `adapter`: of a decoder with branches, the name of the one beside `path` that it is to refer to.
+    """
+    with told_apart(module):
+        model = traced(module, config, path.parent, opset)
+    if adapter is not None:
+        refer_to(model, adapter, read_record(path.parent, adapter).tensors)
     if sum(w.ByteSize() for w in model.graph.initializer) > large:
         data = f"{path.name}.data"
         onnx.save_model(model, path, save_as_external_data=True, location=data, size_threshold=1024)

@@ -7,9 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
-from fusar_edge.errors import AnchorError, CheckpointError, InputError
+from fusar_edge.errors import AnchorError, InputError
+from fusar_edge.export.adapters import write_adapter
 from fusar_edge.export.baking.bake import Baked, open_baked
 from fusar_edge.export.baking.basis import projector_from, tlm_sha256
 from fusar_edge.export.baking.projector import FILENAME as PROJECTOR
@@ -17,7 +16,7 @@ from fusar_edge.export.decoder_graph import DecoderGraph
 from fusar_edge.export.graph_file import write_graph
 from fusar_edge.export.lean.run import Wanted, export_lean
 from fusar_edge.export.onnx_configs import FusarDecoderOnnxConfig, FusarVisionOnnxConfig
-from fusar_edge.export.parity import check_against_hugging_face, check_files
+from fusar_edge.export.parity import check_against_hugging_face, check_files, check_fold
 from fusar_edge.export.settings import settings
 from fusar_edge.export.smoothing import Folded, Progress, smoothed, smoothing
 from fusar_edge.export.vision_graph import VisionGraph
@@ -27,13 +26,14 @@ from fusar_edge.manifest import (
     folder_hashes,
     output_folder,
     package_versions,
-    sha256_file,
     write_manifest,
 )
+from fusar_edge.model.adapted import adapt_model, adapted_linears, branch_of
 from fusar_edge.model.checkpoint import load_checkpoint
 from fusar_edge.model.network import FusarForConditionalGeneration
 from fusar_edge.model.weights import Weights, open_weights
 from fusar_edge.recipes import load_recipe
+from fusar_edge.runtime.adapters import check_name
 from fusar_edge.specs import CalibRecipe, ModelRecipe
 
 LARGEST_WHOLE = 4 << 30
@@ -50,6 +50,8 @@ def export_model(
     smooth: str | None = None,
     int8: str | None = None,
     data: Sequence[Path] = (),
+    adapter: str | None = None,
+    adapter_rank: int | None = None,
     force: bool = False,
     progress: Callable[[str], None] = lambda step: None,
     bar: Progress = lambda done, total, what: None,
@@ -60,14 +62,21 @@ def export_model(
     into the weights (SmoothQuant): the graphs say the same and are easier to quantise. `bar(done, total, what)` counts.
     `anchors`: a table that `anchors bake` made from this checkpoint; the vision graph takes its coefficients, and
     projector.npz, which makes them of vectors, lies beside it. `int8`: a recipe of calib/; the folder then is what
-    `calibrate` makes, written layer by layer, as every model beyond LARGEST_WHOLE is exported. RecipeError,
-    CheckpointError, AnchorError, OutputExistsError; GateError where equality fails. Any error leaves no output.
+    `calibrate` makes, written layer by layer, as every model beyond LARGEST_WHOLE is exported. `adapter`: a name; the
+    LoRA of the checkpoint's language model then stays beside the weights, in adapters/, as branches of `adapter_rank`
+    or its own rank. RecipeError, CheckpointError, AnchorError, OutputExistsError; GateError where equality fails. Any
+    error leaves no output.
     """
     recipe, text = load_recipe("export", recipe_name, ModelRecipe)
     out = Path(out) if out else Path("export") / "out" / recipe.name
     check_output(out, force)
     wanted, streamed = smoothing(smooth, data if int8 is None else ()), _int8_recipe(int8, smooth, data)
+    if adapter is None and adapter_rank is not None:
+        raise InputError("--adapter-rank is of the branch that --adapter NAME asks for: give both or neither")
+    if adapter is not None:
+        check_name(adapter)
     weights = open_weights(checkpoint, recipe, sigma=sigma)
+    branch = None if adapter is None else branch_of(adapter, weights, adapter_rank)
     large = weights.bytes_fp32() > LARGEST_WHOLE
     if large and wanted is not None:
         raise InputError(
@@ -76,25 +85,31 @@ def export_model(
         )
     baked = None if anchors is None else _baked_of(weights, Path(anchors), checkpoint)
     if large or streamed is not None:
-        return export_lean(weights, recipe, text, out, streamed, baked=baked, force=force, say=progress, bar=bar)
+        return export_lean(
+            weights, recipe, text, out, streamed, baked=baked, branch=branch, force=force, say=progress, bar=bar
+        )
     progress("reading the checkpoint")
     model, tokenizer, parent = load_checkpoint(checkpoint, recipe, sigma=sigma)
-    check_shapes(model, recipe, Path(checkpoint))
     with output_folder(out, force=force) as work:
-        facts, folded = settings(model, recipe, baked), Folded({}, {}, {})
+        facts, folded = settings(model, recipe, baked, branch), Folded({}, {}, {})
+        inputs, apart = weights.hashes(), {}
+        if branch is not None:
+            progress("taking the adapter out of the weights")
+            # Hugging Face's own forward, merged as PEFT merges, against the base with the branches beside it.
+            apart = {"unmerged_vs_merged": check_fold(model, lambda: adapt_model(model, branch), recipe.export)}
         if wanted is not None:
             progress("smoothing activations")
             # Smoothing runs the checkpoint, which takes vectors also where the graph is baked.
             plain = settings(model, recipe)
-            folded = smoothed(model, Path(checkpoint), parent, plain, wanted, recipe.export, work, bar)
-        figures = write_graphs(model, recipe, work, progress, baked)
+            folded = smoothed(model, tokenizer.parent, parent, plain, wanted, recipe.export, work, bar)
+        if branch is not None:
+            write_adapter(work, branch, adapted_linears(model.model.language_model.layers), inputs, text)
+        figures = apart | write_graphs(model, recipe, work, progress, baked, adapter)
         shutil.copyfile(tokenizer, work / "tokenizer.json")
         manifest = Manifest(
             stage="export",
             recipe=text,
-            inputs=lineage(Path(checkpoint), parent)
-            | ({"anchors/basis.npz": baked.basis_sha256} if baked else {})
-            | folded.inputs,
+            inputs=inputs | ({"anchors/basis.npz": baked.basis_sha256} if baked else {}) | folded.inputs,
             files=folder_hashes(work),
             figures=figures | folded.figures,
             settings=facts | folded.settings,
@@ -110,10 +125,12 @@ def write_graphs(
     folder: Path,
     progress: Callable[[str], None] = lambda step: None,
     baked: Baked | None = None,
+    adapter: str | None = None,
 ) -> dict[str, Any]:
     """vision.onnx and decoder.onnx of a model in eval mode and float32; returns the figures of their equality.
 
-    Those of a baked table against the exact TLM, as `anchors bake` measured them, stand beside them.
+    Those of a baked table against the exact TLM, as `anchors bake` measured them, stand beside them. `adapter`: name of
+    the one in `folder` that decoder.onnx refers to, where the model's linears have branches.
     """
     spec = recipe.export
     basis = baked.basis if baked else None
@@ -123,7 +140,7 @@ def write_graphs(
     progress("writing vision.onnx")
     write_graph(vision, FusarVisionOnnxConfig(vision.config), folder / "vision.onnx", spec.opset)
     progress("writing decoder.onnx")
-    write_graph(decoder, FusarDecoderOnnxConfig(decoder.config), folder / "decoder.onnx", spec.opset)
+    write_graph(decoder, FusarDecoderOnnxConfig(decoder.config), folder / "decoder.onnx", spec.opset, adapter=adapter)
     progress("comparing ONNX Runtime with PyTorch")
     files = check_files(model, vision, decoder, folder, spec)
     figures: dict[str, Any] = {"pytorch_vs_hugging_face": hugging_face, "onnxruntime_vs_pytorch": files}
@@ -151,30 +168,3 @@ def _baked_of(weights: Weights, table: Path, checkpoint: str | Path) -> Baked:
             f"with, or bake again: fusar-edge anchors bake TABLE --checkpoint {checkpoint}"
         )
     return baked
-
-
-def check_shapes(model: FusarForConditionalGeneration, recipe: ModelRecipe, checkpoint: Path) -> None:
-    """CheckpointError where the checkpoint is not of this recipe."""
-    config = model.config
-    wanted: dict[str, tuple[Any, Any]] = {"image_size": (recipe.image_size, config.fusar["image_size"])}
-    for name, spec, part in (
-        ("vision", recipe.vision, config.vision_config),
-        ("text", recipe.text, config.text_config),
-    ):
-        for key, value in (msgspec.to_builtins(spec) if spec else {}).items():
-            if key != "mrope_section":
-                wanted[f"{name}.{key}"] = (value, getattr(part, key))
-    wanted["tlm.sigma"] = (recipe.tlm.sigma, config.fusar["sigma"])
-    wanted["tlm.hidden_mult"] = (recipe.tlm.hidden_mult, config.fusar["hidden_mult"])
-    for key, (said, found) in wanted.items():
-        if (list(said) if isinstance(said, tuple) else said) != found:
-            raise CheckpointError(
-                f"{checkpoint} has {key} {found}, the recipe {recipe.name} says {said}: give its own recipe"
-            )
-
-
-def lineage(checkpoint: Path, parent: Manifest) -> dict[str, str]:
-    """Hashes of the checkpoint's own files and, under `parent/`, of what it was made from."""
-    names = sorted(p.name for p in checkpoint.iterdir() if p.suffix in (".safetensors", ".json"))
-    found = {f"checkpoint/{name}": sha256_file(checkpoint / name) for name in names}
-    return found | {f"parent/{name}": value for name, value in parent.inputs.items()}

@@ -55,6 +55,13 @@ class Lora:
             b, a = self._shards.tensor(pair.b, start, stop), self._shards.tensor(pair.a)
             weight.view(len(weight), -1).addmm_(b.flatten(1), a.flatten(1), alpha=pair.scale)
 
+    def factors(self, name: str) -> tuple[Tensor, Tensor] | None:
+        """A [rank, in] and scale * B [out, rank] of a linear's weight; None where the LoRA leaves it alone."""
+        pair = self._pairs.get(name)
+        if pair is None:
+            return None
+        return self._shards.tensor(pair.a).flatten(1), self._shards.tensor(pair.b).flatten(1) * pair.scale
+
 
 def open_lora(folder: Path, base: dict[str, tuple[int, ...]], base_name: str) -> Lora:
     """The LoRA of `folder`, which is to fit the weights `base` (module name -> shape) of `base_name`."""

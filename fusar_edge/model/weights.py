@@ -7,9 +7,10 @@ base                         the recipe's published base alone, TLM the identity
 
 from __future__ import annotations
 
+import copy
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,7 @@ class Weights:
         self.names, self.adapter = frozenset(shapes), folder if lora else None
         self._shapes, self._shards, self._files = shapes, shards, files
         self._lora, self._film = lora, film_file
+        self._apart: frozenset[str] = frozenset()
         self._tied = tied(config)
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -88,6 +90,21 @@ class Weights:
     def rows(self, name: str, start: int, stop: int) -> Tensor:
         """Rows start..stop of a tensor, as `tensor` gives it; no other row is read."""
         return self._read(name, start, stop)
+
+    @property
+    def lora_names(self) -> frozenset[str]:
+        """Weights that the LoRA changes."""
+        return self._lora.names if self._lora is not None else frozenset()
+
+    def factors(self, name: str) -> tuple[Tensor, Tensor] | None:
+        """The LoRA of a weight: A [rank, in] and scale * B [out, rank]; None where it leaves the weight alone."""
+        return None if self._lora is None else self._lora.factors(name)
+
+    def apart(self, names: Collection[str]) -> Weights:
+        """The same weights, but those of `names` as the base has them: their LoRA is to be had from `factors`."""
+        found = copy.copy(self)
+        found._apart = frozenset(names)
+        return found
 
     def bytes_fp32(self) -> int:
         """Of all tensors in float32; a tied head counts once, with the embedding."""
@@ -120,7 +137,7 @@ class Weights:
         if stored not in self._shards:
             return self._film_tensor(name.removeprefix(_TLM))[start:stop].to(torch.float32, copy=True).contiguous()
         value = self._shards.tensor(stored, start, stop)
-        if self._lora is not None:
+        if self._lora is not None and stored not in self._apart:
             self._lora.add_to(value, stored, start, stop)
         return value
 

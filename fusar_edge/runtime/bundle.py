@@ -5,6 +5,7 @@
     vision.plan decoder.plan      what TensorRT built of them, for the engine `tensorrt`; graphs are not shipped then
     vision.layers.json ...        layers and kernels of each plan, for people
     tokenizer.json                Hugging Face `tokenizers` file
+    adapters/NAME.data .json      task adapters, where the decoder has a branch for one (fusar_edge.runtime.adapters)
     prompts.json                  chat template pieces and the canonical prompt of each task
     radiometry.json               the one mapping from SAR values to grey
     manifest.json                 stage "build"; settings, SHA-256 of each file, lineage, figures
@@ -40,6 +41,8 @@ FORMAT = 1
 STAGE = "build"
 VISION, DECODER, TOKENIZER = "vision.onnx", "decoder.onnx", "tokenizer.json"
 PLAIN_DECODER = "decoder.plain.onnx"
+ADAPTERS = "adapters"
+"""Folder of task adapters."""
 PROMPTS, RADIOMETRY = "prompts.json", "radiometry.json"
 PLANS = {VISION: "vision.plan", DECODER: "decoder.plan"}
 """Graph -> the plan that stands in its place in a bundle of the engine `tensorrt`."""
@@ -95,6 +98,15 @@ class FusedFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     """Radians per position, [head_dim / 2]."""
 
 
+class AdapterFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Task adapters of a decoder that has a branch for one (fusar_edge.runtime.adapters)."""
+
+    active: str
+    """Name of the adapter that answers: adapters/NAME.data."""
+    exported: str
+    """The one that the graph was exported, calibrated and measured with; decoder.onnx itself refers to its file."""
+
+
 class BundleSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What the runtime must know about the graphs; checked against them when they are opened."""
 
@@ -137,6 +149,8 @@ class BundleSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """Engine `tensorrt` only."""
     fused: FusedFacts | None = None
     """None: the decoder is the graph of DESIGN section 3."""
+    adapters: AdapterFacts | None = None
+    """None: the decoder has no branch, its weights are those of one task."""
 
     def __post_init__(self) -> None:
         if (self.engine == TENSORRT) != (self.plan is not None):
@@ -230,9 +244,24 @@ def open_bundle(name: str | Path = "default") -> Bundle:
         settings = msgspec.convert(manifest.settings, BundleSettings)
     except msgspec.ValidationError as problem:
         raise BundleError(f"{path}: settings: {problem}; build the bundle again") from None
+    if settings.adapters is not None:
+        check_adapters(folder, manifest, settings)
     prompts = _read_json(folder / PROMPTS, Prompts)
     radiometry = _read_json(folder / RADIOMETRY, Radiometry)
     return Bundle(folder, settings, prompts, radiometry, manifest, sha256_file(path))
+
+
+def check_adapters(folder: Path, manifest: Manifest, settings: BundleSettings) -> None:
+    """BundleError where the manifest does not list the files of the adapter that answers."""
+    assert settings.adapters is not None
+    name = settings.adapters.active
+    needed = [f"{ADAPTERS}/{name}.json"] + ([] if settings.engine == TENSORRT else [f"{ADAPTERS}/{name}.data"])
+    for file in needed:
+        if file not in manifest.files:
+            raise BundleError(
+                f"{folder / FILENAME} does not list {file}, the adapter in use: the bundle is incomplete; build it "
+                "again"
+            )
 
 
 def seal_bundle(

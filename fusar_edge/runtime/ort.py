@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fusar_edge.errors import BundleError
+from fusar_edge.runtime.adapters import read_tensors
 from fusar_edge.runtime.backend import Cache, Floats, Int32, Step
 from fusar_edge.runtime.bundle import DECODER, VISION, Bundle
 from fusar_edge.runtime.cache import KvCache
@@ -34,7 +36,8 @@ class OrtBackend:
     def __init__(self, bundle: Bundle, threads: int = 0) -> None:
         self.settings = bundle.settings
         self._vision = _open_session(bundle, VISION, threads)
-        self._decoder = _open_session(bundle, DECODER, 1 if _is_small(bundle) else threads)
+        self._adapter = _adapter(bundle)
+        self._decoder = _open_session(bundle, DECODER, 1 if _is_small(bundle) else threads, self._adapter)
         self._dtypes = {i.name: _DTYPES[i.type] for s in (self._vision, self._decoder) for i in s.get_inputs()}
         self._binding = self._decoder.io_binding()
         self._logits = np.empty((1, self.settings.vocab_size), _DTYPES[self._decoder.get_outputs()[0].type])
@@ -84,7 +87,21 @@ def open_ort(bundle: Bundle, threads: int = 0) -> OrtBackend:
     return FusedOrtBackend(bundle, threads)
 
 
-def _open_session(bundle: Bundle, name: str, threads: int) -> Any:
+def _adapter(bundle: Bundle) -> dict[str, Any]:
+    """Constants of the decoder that are the active adapter's; the graph itself refers to the one it was exported with.
+
+    A session reads them in place: they are to be kept as long as it is.
+    """
+    if bundle.settings.adapters is None:
+        return {}
+    import onnxruntime
+
+    tensors = read_tensors(bundle.folder, bundle.settings.adapters.active)
+    return {name: onnxruntime.OrtValue.ortvalue_from_numpy(value) for name, value in tensors.items()}
+
+
+def _open_session(bundle: Bundle, name: str, threads: int, given: Mapping[str, Any] = {}) -> Any:
+    """`given`: constants that take the place of those in the graph's files."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -97,6 +114,8 @@ def _open_session(bundle: Bundle, name: str, threads: int) -> Any:
     options.enable_mem_pattern = name == VISION
     options.log_severity_level = 3
     path = bundle.file(name)
+    if given:
+        options.add_external_initializers(list(given), list(given.values()))
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as problem:  # onnxruntime's own classes derive from Exception alone

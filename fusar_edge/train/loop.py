@@ -78,10 +78,11 @@ class _OrderedTrainer(Trainer):
 
     def mean_loss(self) -> float:
         """Over all steps, also those of a run that was killed: they are in the state of its checkpoint."""
-        total, last = 0.0, 0
+        last, total = 0, 0.0
         for row in self.state.log_history:
             if "loss" in row:
-                total, last = total + row["loss"] * (row["step"] - last), row["step"]
+                step = int(row["step"])
+                last, total = step, total + row["loss"] * (step - last)
         return total / max(last, 1)
 
 

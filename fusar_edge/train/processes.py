@@ -55,11 +55,13 @@ def keep_float32_tables(model: nn.Module) -> None:
 
 def trained_weights(trainer: Trainer) -> dict[str, Tensor]:
     """State of the trained model on the processor, whole, in master precision. Every process must call it."""
+    model = trainer.model
+    assert model is not None
     if not trainer.is_deepspeed_enabled:
-        return {name: _whole(value.detach()) for name, value in trainer.model.state_dict().items()}
+        return {name: _whole(value.detach()) for name, value in model.state_dict().items()}
     from deepspeed.utils import safe_get_full_fp32_param
 
-    trained = ((name, parameter) for name, parameter in trainer.model.named_parameters() if parameter.requires_grad)
+    trained = ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
     return {name: safe_get_full_fp32_param(parameter).cpu() for name, parameter in trained}
 
 

@@ -133,6 +133,9 @@ def train(
             checkpoint.save_model(model, tokenizer, folder)
         else:
             checkpoint.save_stage(peft, model, tokenizer, folder, recipe.base, parent_lora(init, recipe))
+        for log_file in sorted(work.rglob("log.jsonl")):  # losses by step, of each phase or stage
+            (folder / "log").mkdir(exist_ok=True)
+            shutil.copyfile(log_file, folder / "log" / f"{log_file.parent.name}.jsonl")
         manifest = _manifest(run, figures)
         manifest.files = folder_hashes(folder)
         write_manifest(folder, manifest)

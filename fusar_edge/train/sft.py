@@ -116,8 +116,8 @@ def with_lora(model: FusarForConditionalGeneration, spec: LoraSpec, adapter: Pat
         )
     if any("patch_embed" in name for name in loras):
         raise CheckpointError(
-            f"{adapter} has a LoRA of the patch embedding, which is folded for grey images and cannot be trained: merge "
-            "it with PEFT, and give the result as the recipe's `base`"
+            f"{adapter} has a LoRA of the patch embedding, which is folded for grey images and cannot be trained: "
+            "merge it with PEFT, and give the result as the recipe's `base`"
         )
     with torch.no_grad():
         for module in loras.values():

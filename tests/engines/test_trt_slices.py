@@ -12,18 +12,26 @@ from pathlib import Path
 import msgspec
 import onnx
 import pytest
-from slices import TEXT_7B, kept_7b, slice_7b
+import tiny_graphs
+import torch
+from slices import TEXT_7B, VISION_7B, kept_7b, slice_7b
 
+from fusar_edge.calib.graphs import open_graphs
 from fusar_edge.calib.products.lint import lint
 from fusar_edge.calib.products.macs import stored_bytes
-from fusar_edge.engines.compile_gate import BINDINGS, LIBRARIES, compiled
+from fusar_edge.engines.compile_gate import BINDINGS, LIBRARIES, compile_pair, compiled
 from fusar_edge.engines.kernels import Kernels
 from fusar_edge.engines.memory import decoder_scratch, vision_scratch, weight_format
 from fusar_edge.engines.profiles import decoder_profiles, vision_profiles
 from fusar_edge.engines.shapes import shape_from_recipe
+from fusar_edge.export.lean.run import Wanted, export_lean
+from fusar_edge.manifest import Manifest, read_manifest, write_manifest
+from fusar_edge.model import checkpoint
+from fusar_edge.model.checkpoint import tokenizer_path
+from fusar_edge.model.weights import open_weights
 from fusar_edge.recipes import load_recipe
 from fusar_edge.runtime.bundle import DECODER, VISION
-from fusar_edge.specs import EngineSpec, ModelRecipe
+from fusar_edge.specs import CalibRecipe, EngineSpec, GateSpec, ModelRecipe
 
 ABSENT = [name for name in (LIBRARIES, BINDINGS) if importlib.util.find_spec(name) is None]
 
@@ -91,3 +99,31 @@ def test_the_decoder_at_7b_width_builds_with_both_profiles_and_its_linears_in_in
     assert alone.plan_bytes < 1.1 * (tmp_path / DECODER).stat().st_size
     # TensorRT-RTX 1.7 keeps a copy of the weights for each profile, whatever extra_memory_target says.
     assert both.plan_bytes < 2.1 * (tmp_path / DECODER).stat().st_size
+
+
+def test_an_export_layer_by_layer_at_7b_width_builds_with_every_linear_in_int8(tmp_path: Path) -> None:
+    """2 decoder and 2 vision layers through `export --int8`: external data, SmoothQuant, outlier branches."""
+    tiny = load_recipe("export", "fusar-tiny", ModelRecipe)[0]
+    text = msgspec.structs.replace(TEXT_7B, num_hidden_layers=2)
+    recipe = msgspec.structs.replace(tiny, image_size=504, anchor_nodes=18, vision=VISION_7B, text=text)
+    words = tokenizer_path(tiny, "fusar-tiny")
+    model = checkpoint.new_model(recipe, words)
+    torch.nn.init.normal_(model.tlm.film_mlp[2].weight, std=0.02)
+    checkpoint.save_model(model, words, tmp_path / "checkpoint")
+    write_manifest(tmp_path / "checkpoint", Manifest(stage="stage2"))
+    del model
+    calib, text_of_it = load_recipe("calib", "w8a8-smoothquant", CalibRecipe)
+    calib = msgspec.structs.replace(calib, gate=GateSpec(vision_cosine=0.9))  # random weights, four tiles
+    weights = open_weights(tmp_path / "checkpoint", recipe)
+    out = export_lean(weights, recipe, "", tmp_path / "int8", Wanted(calib, text_of_it, (tiny_graphs.tiles(),)))
+    equality = read_manifest(out).figures["export"]["onnxruntime_vs_hugging_face"]
+    assert min(figures.get("cosine", 1) for figures in equality.values()) > 0.9999
+    settings = open_graphs(out).settings
+    made = {result.graph: result.kernels for result in compile_pair(out, settings, batch=1)}
+    linears = {f"vision.blocks.{block}.{name}" for block in (0, 1) for name in BLOCK}
+    linears |= {"vision.merger.mlp.0", "vision.merger.mlp.2", "tlm.film_mlp.0", "tlm.film_mlp.2"}
+    assert made[VISION].int8 == linears
+    linears = {f"decoder.layers.{layer}.{name}" for layer in (0, 1) for name in LAYER} | {"decoder.lm_head"}
+    assert made[DECODER].int8 == linears
+    for name in (VISION, DECODER):
+        assert stored_bytes(out / name).bytes_per_quantised_parameter <= 1.1

@@ -219,6 +219,8 @@ def new_slice(folder: Path, outliers: bool) -> Slice:
     del vision
     gc.collect()
     write_graph(decoder, FusarDecoderOnnxConfig(decoder.config), folder / "decoder.onnx")
+    del decoder
+    gc.collect()  # the exporter leaves cycles: 2.5 GB that the next slice would come on top of
     return Slice(outliers, folder, given, reference, in_torch)
 
 
@@ -227,6 +229,7 @@ def vision_with_tower(path: Path) -> Run:
     vision = VisionGraph(model_7b(text=TEXT | {"num_hidden_layers": 1, "intermediate_size": 64})).eval()
     write_graph(vision, FusarVisionOnnxConfig(vision.config), path)
     del vision
+    gc.collect()
     model = onnx.load(path)
     made_by = {name: node for node in model.graph.node for name in node.output}
     (entry,) = {

@@ -36,7 +36,7 @@ class Job:
     stage: str
     data: str
     out: str
-    init: str
+    init: str | None
     dies: tuple[int, int] | None = None
     """(process, forward) that raises."""
     naive: bool = False
@@ -102,7 +102,7 @@ class _Shell:
 
 
 def fsdp_without_gpus() -> None:
-    """Accelerate leaves FSDP out where there is no GPU; torch does not. So processes on gloo say that they have GPUs."""
+    """Accelerate leaves FSDP out without GPUs; torch does not. So processes on gloo say that they have some."""
     from accelerate import PartialState
     from accelerate.utils import DistributedType
 
@@ -112,6 +112,7 @@ def fsdp_without_gpus() -> None:
     def device(state: PartialState) -> None:
         state.device = torch.device("cpu")
 
+    torch.distributed.init_process_group("gloo")
     PartialState._prepare_backend, PartialState.set_device = backend, device
 
 

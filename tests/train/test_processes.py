@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,11 +13,14 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+import torch
 from accelerate.commands import launch as accelerate_launch
 from accelerate.utils import DeepSpeedPlugin
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 from launched import FSDP, Job, launch, losses, run_job
+from safetensors.torch import load_file
 from small_data import write_recipe
+from transformers import Qwen2_5_VLForConditionalGeneration
 
 from fusar_edge.data.simulator import write_dataset
 from fusar_edge.errors import RecipeError
@@ -147,6 +151,30 @@ def test_fsdp_has_the_loss_curve_and_the_weights_of_one_process(folder: Path) ->
 
 
 @pytest.mark.slow
+def test_a_bfloat16_base_with_checkpointing_trains_alike_with_ddp_and_fsdp(folder: Path) -> None:
+    config = load_checkpoint(folder / "base")[0].config
+    del config.fusar
+    published = folder / "published"
+    Qwen2_5_VLForConditionalGeneration(config).save_pretrained(published)
+    shutil.copyfile(folder / "base" / "tokenizer.json", published / "tokenizer.json")
+    text = Path(with_batch(folder / "small-official.toml", 1)).read_text()
+    common = '[train]\nfrozen = "bfloat16"\ncheckpointing = true\n\n'
+    head = f'name = "small"\nbase = "{published}"\nimage_size = 84\n\n{common}'
+    recipe = folder / "published.toml"
+    recipe.write_text(head + text[text.index("[train.lora]") :])
+    curves = []
+    for name, environment in (("half-ddp", {}), ("half-fsdp", FSDP)):
+        one, two = both_stages(folder, name, str(recipe))
+        one.init, two.init = None, one.out
+        done = launch([one, two], folder, **environment)
+        assert done.returncode == 0, done.stderr
+        curves.append([losses(Path(job.out)) for job in (one, two)])
+        adapter = load_file(folder / f"{name}2" / "adapter_model.safetensors")
+        assert {value.dtype for value in adapter.values()} == {torch.float32}
+    assert np.allclose(*curves, atol=1e-4, rtol=0)
+
+
+@pytest.mark.slow
 def test_torchrun_launches_the_command_line_and_one_process_speaks(folder: Path) -> None:
     """`accelerate launch` does the same, with more in the environment, where there are GPUs."""
     recipe, out = with_batch(folder / "small-official.toml", 1), folder / "launched"
@@ -205,8 +233,8 @@ def test_recipes_of_published_bases_checkpoint_and_freeze_in_bfloat16(name: str)
 
 
 def test_a_model_from_scratch_is_not_rounded() -> None:
-    text = (shelf_folder("export") / "fusar-tiny.toml").read_text().replace("[train]\n", '[train]\nfrozen = "bfloat16"\n')
+    text = (
+        (shelf_folder("export") / "fusar-tiny.toml").read_text().replace("[train]\n", '[train]\nfrozen = "bfloat16"\n')
+    )
     with pytest.raises(msgspec.ValidationError, match="from scratch"):
         msgspec.toml.decode(text, type=ModelRecipe)
-
-

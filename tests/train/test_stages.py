@@ -114,6 +114,13 @@ def test_a_checkpoint_names_its_parent_recipe_and_data(trained: Path) -> None:
     assert not (trained / "stage2-official.training").exists()
 
 
+def test_a_checkpoint_keeps_the_losses_of_its_training(trained: Path) -> None:
+    for stage, log in (("base", "0-see.jsonl"), ("stage1-paper", "stage1.jsonl"), ("stage2-official", "stage2.jsonl")):
+        found = sorted((trained / stage / "log").iterdir())
+        assert found[0].name == log
+        assert all("loss" in json.loads(path.read_text().splitlines()[0]) for path in found)
+
+
 def test_a_run_killed_inside_a_phase_goes_on_to_the_same_weights(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -208,6 +208,12 @@ def _graph_side(folder: GraphFolder) -> LayerSide:
 
 def _bundle_side(bundle: Bundle) -> Side:
     folder = GraphFolder(bundle.folder, bundle.manifest, bundle.settings, bundle.radiometry)
+    facts = bundle.settings.adapters
+    if facts is not None and facts.active != facts.exported:
+        raise InputError(
+            f"{bundle.folder} answers with the adapter {facts.active}, its graph refers to {facts.exported}: "
+            f"fusar-edge bundle adapters use {bundle.folder} {facts.exported}, then compare"
+        )
     if bundle.settings.engine == TENSORRT:
         backend = open_backend(bundle)
         assert isinstance(backend, TrtBackend)

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fusar_edge.calib.outliers import SUFFIX
+from fusar_edge.calib.qdq import BRANCH
 from fusar_edge.calib.ranges import session_with_outputs
 from fusar_edge.calib.tiles.samples import Feeds
 from fusar_edge.engines.fused import MERGED
@@ -42,7 +43,7 @@ def plain_tensors(model: ModelProto) -> dict[str, str]:
         layer, _, operator = node.name.partition("/")
         if operator == "Mul" and made.get(f"{layer}/Div") in node.input:  # weight * (x / root of its mean square)
             found[layer] = node.output[0]
-        if operator or "." not in layer or layer.endswith(SUFFIX):
+        if operator or "." not in layer or layer.endswith((SUFFIX, *BRANCH)):
             continue
         if node.op_type == "Conv":
             found[layer] = made[f"{layer}/Gather"]
@@ -50,6 +51,8 @@ def plain_tensors(model: ModelProto) -> dict[str, str]:
             # The tensor of that name is whole: behind the cast of a table in FP16, behind the sum with outliers.
             whole = f"{layer}_output" if f"{layer}_output" in tensors else node.output[0]
             found[layer] = made.get(f"{layer}/Add", whole)
+            if f"{layer}{BRANCH[0]}" in made:  # the sum with an adapter's branch comes last
+                found[layer] = made.get(f"{layer}/Add_1", found[layer])
     return found
 
 

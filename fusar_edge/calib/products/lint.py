@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fusar_edge.calib.outliers import SUFFIX
-from fusar_edge.calib.qdq import SMALLEST_WIDTH
+from fusar_edge.calib.qdq import BRANCH, SMALLEST_WIDTH
 from fusar_edge.engines.kernels import Kernels
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ PROBABILITIES = "probabilities times values: floating point by design, INT8 woul
 NARROW = f"a constant that is no matrix of at least {SMALLEST_WIDTH} x {SMALLEST_WIDTH} is geometry, not a layer"
 ON_THE_LEFT = "a constant on the left is geometry (a resize), not a layer"
 OUTLIERS = "outlier channels, multiplied in float beside the INT8 product by the recipe"
+ADAPTER = "branch of a task adapter, in float so that the adapter can be exchanged"
 INT32_BIAS = "an INT32 bias behind DequantizeLinear, which TensorRT refuses: leave the bias in floating point"
 BUILT_FLOATING = "Q/DQ is right, but the engine that was built runs it in floating point"
 BUILT_UNNAMED = "Q/DQ is right, but the engine that was built names no INT8 kernel for it"
@@ -61,7 +62,8 @@ def lint(model: ModelProto, kept: Mapping[str, str] = {}, engine: Kernels | None
     is not understood) is as none.
     """
     graph = _Graph(model)
-    kept = {node.name: OUTLIERS for node in products(model) if node.name.endswith(SUFFIX)} | dict(kept)
+    beside = {SUFFIX: OUTLIERS, **dict.fromkeys(BRANCH, ADAPTER)}
+    kept = {n.name: why for n in products(model) for end, why in beside.items() if n.name.endswith(end)} | dict(kept)
     findings = [_judged(graph, node, kept) for node in products(model)]
     if engine is not None and engine.int8 | engine.floating:
         findings = [_as_built(finding, engine) for finding in findings]

@@ -20,6 +20,7 @@ from fusar_edge.calib.graphs import GraphFolder
 from fusar_edge.calib.measured import MeasuredGraph
 from fusar_edge.errors import OutputExistsError
 from fusar_edge.manifest import sha256_text
+from fusar_edge.runtime.bundle import ADAPTERS
 from fusar_edge.runtime.ort import open_ort
 from fusar_edge.specs import GateSpec
 
@@ -90,6 +91,8 @@ class Trials:
         work = self.folder / "pair"
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir()
+        if (adapters := self.graphs.path / ADAPTERS).is_dir():
+            (work / ADAPTERS).symlink_to(adapters.resolve())
         try:
             for name, graph in self.found.items():
                 layers = [layer for layer in graph.layers if layer.name in int8]

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fusar_edge.model.adapted import AdaptedLinear
 from fusar_edge.model.network import FusarForConditionalGeneration
 
 
@@ -123,5 +124,10 @@ def fold(seam: Seam, factors: Tensor) -> None:
     for tensor in (seam.maker.module.weight, getattr(seam.maker.module, "bias", None)):
         if isinstance(tensor, Tensor):
             tensor[rows] /= factors.reshape(-1, *[1] * (tensor.dim() - 1)).to(tensor.dtype)
+    if isinstance(seam.maker.module, AdaptedLinear):
+        assert rows == slice(0, seam.maker.module.out_features), "the branch's rows are those of the whole linear"
+        seam.maker.module.fold_outputs(factors)
     for linear in seam.readers.values():
         linear.weight *= factors[seam.group].to(linear.weight.dtype)
+        if isinstance(linear, AdaptedLinear):
+            linear.fold_inputs(factors[seam.group])

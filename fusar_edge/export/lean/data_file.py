@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy.typing as npt
 from onnx import TensorProto, helper
 
 from fusar_edge.export.lean.skeleton import declare
+from fusar_edge.runtime.adapters import Placed
 
 INLINE = 1024
 """Bytes below which a tensor stands in the graph itself, as onnx.save_model has it."""
@@ -31,34 +32,57 @@ class Entry(msgspec.Struct, frozen=True):
     length: int = 0
     inline: bytes | None = None
     """The data itself, of a small tensor."""
+    location: str = ""
+    """Of the file, where it is another than the graph's own."""
 
     def proto(self, name: str, location: str) -> TensorProto:
         tensor = declare(TensorProto(), name, self.shape, self.kind)
         if self.inline is not None:
             tensor.data_location, tensor.raw_data = TensorProto.DEFAULT, self.inline
             return tensor
-        for key, value in (("location", location), ("offset", str(self.offset)), ("length", str(self.length))):
+        for key, value in (
+            ("location", self.location or location),
+            ("offset", str(self.offset)),
+            ("length", str(self.length)),
+        ):
             tensor.external_data.add(key=key, value=value)
         return tensor
 
 
 class DataFile:
-    """The file and what lies in it. `entries` are those that are known already; what lies behind them is cut off."""
+    """The file and what lies in it. `entries` are those that are known already; what lies behind them is cut off.
 
-    def __init__(self, path: Path, entries: dict[str, Entry]) -> None:
-        self.path, self.entries = path, dict(entries)
+    `apart`: tensors that have their places in another file, `location`, which is there.
+    """
+
+    def __init__(
+        self, path: Path, entries: dict[str, Entry], apart: Mapping[str, Placed] = {}, location: str = ""
+    ) -> None:
+        self.path, self.entries, self.apart, self.location = path, dict(entries), apart, location
         self.file = open(path, "r+b" if path.exists() else "w+b")  # noqa: SIM115
-        self.file.truncate(max((e.offset + e.length for e in entries.values()), default=0))
+        self.file.truncate(max((e.offset + e.length for e in entries.values() if not e.location), default=0))
         self.file.seek(0, os.SEEK_END)
 
     def put(self, name: str, value: npt.NDArray[Any]) -> Entry:
         """Write a tensor of any layout, row by row of it."""
         kind = helper.np_dtype_to_tensor_dtype(value.dtype)
+        if name in self.apart:
+            return self._put_apart(name, value, kind)
         if value.nbytes < INLINE:
             entry = Entry(kind, value.shape, inline=np.ascontiguousarray(value).tobytes())
             return self._known(name, entry)
         step = max(1, LARGE * 16 * len(value) // value.nbytes)
         return self.put_blocks(name, value.shape, kind, (value[i : i + step] for i in range(0, len(value), step)))
+
+    def _put_apart(self, name: str, value: npt.NDArray[Any], kind: int) -> Entry:
+        placed = self.apart[name]
+        assert (placed.shape, value.dtype) == (value.shape, np.float32), f"{name} is {value.dtype} {value.shape}"
+        with open(self.path.parent / self.location, "r+b") as file:
+            file.seek(placed.offset)
+            file.write(np.ascontiguousarray(value).data)
+            file.flush()
+            os.fsync(file.fileno())
+        return self._known(name, Entry(kind, value.shape, placed.offset, value.nbytes, location=self.location))
 
     def put_blocks(self, name: str, shape: tuple[int, ...], kind: int, blocks: Iterable[npt.NDArray[Any]]) -> Entry:
         """Write a tensor that comes in blocks of its first axis, in order; never all of it is in memory."""

@@ -21,6 +21,7 @@ from fusar_edge.export.decoder_graph import CachedLayer
 from fusar_edge.export.layers import Head, Norm
 from fusar_edge.export.lean.parts import HEAD
 from fusar_edge.export.vision_graph import Merger, PatchEmbedding, planned_block, tower_plan
+from fusar_edge.model.adapted import Branch, adapt_layer
 from fusar_edge.model.tlm import BakedModulation, TokenModulation
 from fusar_edge.model.weights import Weights
 
@@ -63,8 +64,9 @@ class Layer:
 class Layers:
     """Makes one layer at a time. Nothing is kept of it here."""
 
-    def __init__(self, weights: Weights, basis: Basis | None = None) -> None:
-        self.weights, self.config, self.basis = weights, weights.config, basis
+    def __init__(self, weights: Weights, basis: Basis | None = None, branch: Branch | None = None) -> None:
+        """`branch`: what the graph keeps beside the weights; Hugging Face's modules have it merged."""
+        self.weights, self.config, self.basis, self.branch = weights, weights.config, basis, branch
         for part in (self.config, self.config.vision_config, self.config.text_config):
             part._attn_implementation = "sdpa"
         self.plan = tower_plan(self.config.vision_config, self.config.fusar["image_size"])
@@ -156,6 +158,8 @@ class Layers:
 
     def _layer(self, index: int) -> Layer:
         layer, name = self.layer(index), f"decoder.layers.{index}"
+        if self.branch is not None:
+            adapt_layer(layer, index, self.branch)
         return Layer(name, CachedLayer(layer).eval(), f"{name}.", tuple(layer_seams(layer, name)))
 
     def _head(self) -> Layer:

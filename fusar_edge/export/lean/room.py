@@ -38,10 +38,13 @@ def needed_bytes(weights: Weights, samples: int, *, int8: bool) -> int:
     return total + 2 * 4 * per_sample * (2 * samples + 2) + SLACK
 
 
-def check_room(root: Path, weights: Weights, samples: int, *, int8: bool) -> None:
-    """InputError with both figures. `root`: the unfinished folder; what it holds already is not needed again."""
+def check_room(root: Path, weights: Weights, samples: int, *, int8: bool, beside: int = 0) -> None:
+    """InputError with both figures. `root`: the unfinished folder; what it holds already is not needed again.
+
+    `beside`: bytes of an adapter's own file.
+    """
     held = sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
-    needed, free = needed_bytes(weights, samples, int8=int8) - held, shutil.disk_usage(root).free
+    needed, free = needed_bytes(weights, samples, int8=int8) + beside - held, shutil.disk_usage(root).free
     if free < needed:
         raise InputError(
             f"{root.parent} has {free / GIB:.1f} GiB free, and the export needs {needed / GIB:.1f} GiB more: make "

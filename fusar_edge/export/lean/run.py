@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 
 from fusar_edge import __version__
-from fusar_edge.calib.gate import check_figures
+from fusar_edge.calib.adapter_file import mark
 from fusar_edge.calib.graphs import LISTING, GraphFolder
 from fusar_edge.calib.measured import check_layers
 from fusar_edge.calib.products.summary import int8_summary
@@ -26,16 +26,18 @@ from fusar_edge.errors import RecipeError
 from fusar_edge.export.baking.bake import Baked
 from fusar_edge.export.baking.basis import projector_from
 from fusar_edge.export.baking.projector import FILENAME as PROJECTOR
+from fusar_edge.export.lean.adapter_file import AdapterFile
 from fusar_edge.export.lean.modules import Layers
 from fusar_edge.export.lean.questions import asked
 from fusar_edge.export.lean.room import check_room
-from fusar_edge.export.lean.skeleton import empty_model, skeletons
+from fusar_edge.export.lean.skeleton import empty_model, kept_skeletons, skeletons
 from fusar_edge.export.lean.unfinished import Unfinished, unfinished
 from fusar_edge.export.lean.walk import Graph, Int8, Walk
 from fusar_edge.export.settings import settings
 from fusar_edge.manifest import Manifest, check_output, folder_hashes, package_versions, write_manifest
+from fusar_edge.model.adapted import Branch
 from fusar_edge.model.weights import Weights
-from fusar_edge.runtime.bundle import TOKENIZER, BundleSettings
+from fusar_edge.runtime.bundle import DECODER, TOKENIZER, BundleSettings
 from fusar_edge.sar.radiometry import DEFAULT_RADIOMETRY
 from fusar_edge.specs import CalibRecipe, ModelRecipe
 
@@ -59,6 +61,7 @@ def export_lean(
     wanted: Wanted | None = None,
     *,
     baked: Baked | None = None,
+    branch: Branch | None = None,
     force: bool = False,
     say: Callable[[str], None] = lambda step: None,
     bar: Progress = lambda done, total, what: None,
@@ -75,24 +78,33 @@ def export_lean(
     inputs = weights.hashes(bar)
     with unfinished(out) as work:
         chosen = None if wanted is None else _chosen(wanted, bar)
-        plan = _plan(inputs, text, wanted, chosen, baked)
+        plan = _plan(inputs, text, wanted, chosen, baked, branch)
         if work.take_up(plan, force):
             say(f"going on after {len(work.lines)} layers")
         samples = 0 if chosen is None else len(chosen.tiles) + len(chosen.held_out)
-        check_room(work.root, weights, samples, int8=wanted is not None)
+        adapter = AdapterFile(work.folder, branch, inputs, text) if branch else None
+        check_room(work.root, weights, samples, int8=wanted is not None, beside=adapter.bytes if adapter else 0)
         shutil.copyfile(weights.tokenizer, work.folder / TOKENIZER)
         say("tracing the graphs without weights")
-        layers = Layers(weights, baked.basis if baked else None)
-        traced = skeletons(weights.config, work.root, layers.basis, recipe.export.opset)
-        facts = settings(empty_model(weights.config), recipe, baked)
+        layers = Layers(weights, baked.basis if baked else None, branch)
+        rank = branch.rank if branch else None
+        traced = kept_skeletons(
+            work.root, lambda: skeletons(weights.config, work.root, layers.basis, recipe.export.opset, rank)
+        )
+        facts = settings(empty_model(weights.config), recipe, baked, branch)
         if baked:
             projector_from(layers.modulation().film_mlp, baked.basis).save(work.folder / PROJECTOR)
         found = {name: linears(graph) for name, graph in traced.items()}
         int8 = None if wanted is None else _int8(wanted, chosen, found, facts, work)
-        with Walk(layers, traced, found, recipe.export, work, int8) as walk:
+        apart = adapter.begun() if adapter else {}
+        with Walk(layers, traced, found, recipe.export, work, int8, apart) as walk:
             walk.run(bar)
             say("writing the graphs")
+            if adapter:
+                adapter.finished(walk.folds())
             for name, model in walk.models().items():
+                if branch and name == DECODER:
+                    mark(model, branch.name)
                 onnx.save(model, work.folder / name)
                 onnx.checker.check_model(work.folder / name, full_check=True)
             if wanted is None:
@@ -114,10 +126,16 @@ def _chosen(wanted: Wanted, bar: Progress) -> CalibrationSet:
 
 
 def _plan(
-    inputs: dict[str, str], text: str, wanted: Wanted | None, chosen: CalibrationSet | None, baked: Baked | None
+    inputs: dict[str, str],
+    text: str,
+    wanted: Wanted | None,
+    chosen: CalibrationSet | None,
+    baked: Baked | None,
+    branch: Branch | None,
 ) -> dict[str, Any]:
     """All that decides what is written."""
-    return {
+    adapter = {"adapter": [branch.name, branch.rank]} if branch else {}
+    return adapter | {
         "checkpoint": inputs,
         "recipe": text,
         "calibration": wanted.text if wanted else "",
@@ -181,10 +199,10 @@ def _calibrated(
     baked: Baked | None,
     work: Unfinished,
 ) -> Manifest:
-    """The manifest that `calibrate` would write. GateError where INT8 is further from float than the recipe allows."""
+    """The manifest that `calibrate` would write."""
+    (work.folder / LISTING).unlink(missing_ok=True)  # of a run that was killed here
     write_listing(work.folder / LISTING, listing(chosen))
     compared = walk.compared()
-    check_figures(compared, wanted.recipe, "the checkpoint")
     graphs = {name: _graph_record(walk, graph) for name, graph in walk.graphs.items()}
     settings = facts | {"precision": "int8", "streamed": True}
     if wanted.recipe.smooth:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from fusar_edge.export.graph_file import check_operators, traced
 from fusar_edge.export.layers import Head
 from fusar_edge.export.onnx_configs import FusarDecoderOnnxConfig, FusarVisionOnnxConfig
 from fusar_edge.export.vision_graph import VisionGraph
+from fusar_edge.model.adapted import AdaptedLinear, with_branches
 from fusar_edge.model.network import FusarForConditionalGeneration
 from fusar_edge.runtime.bundle import DECODER, VISION
 
@@ -41,15 +42,34 @@ def empty_model(config: Qwen2_5_VLConfig) -> FusarForConditionalGeneration:
 
 
 def skeletons(
-    config: Qwen2_5_VLConfig, folder: Path, basis: Basis | None = None, opset: int = 17
+    config: Qwen2_5_VLConfig, folder: Path, basis: Basis | None = None, opset: int = 17, rank: int | None = None
 ) -> dict[str, onnx.ModelProto]:
-    """vision.onnx and decoder.onnx, every weight declared and none held. `folder`: for the exporter's own files."""
+    """vision.onnx and decoder.onnx, every weight declared and none held. `folder`: for the exporter's own files.
+
+    `rank`: of the branches beside the decoder's linears.
+    """
     model = empty_model(config)
+    if rank is not None:
+        for layer in model.model.language_model.layers:
+            with_branches(layer, rank)
     vision, decoder = VisionGraph(model, basis).eval(), DecoderGraph(model).eval()
     return {
         VISION: _skeleton(vision, FusarVisionOnnxConfig(vision.config), folder, opset, VISION),
         DECODER: _skeleton(decoder, FusarDecoderOnnxConfig(decoder.config), folder, opset, DECODER),
     }
+
+
+def kept_skeletons(folder: Path, make: Callable[[], dict[str, onnx.ModelProto]]) -> dict[str, onnx.ModelProto]:
+    """What `make` gives, read again from `folder` where an export goes on (tracing takes half a minute at 504 px)."""
+    paths = {name: folder / f"skeleton-{name}" for name in (VISION, DECODER)}
+    if all(path.is_file() for path in paths.values()):
+        return {name: onnx.load(path, load_external_data=False) for name, path in paths.items()}
+    made = make()
+    for name, model in made.items():
+        unfinished = paths[name].with_suffix(".tmp")
+        unfinished.write_bytes(model.SerializeToString())
+        unfinished.rename(paths[name])
+    return made
 
 
 def _skeleton(module: nn.Module, config: OnnxConfig, folder: Path, opset: int, name: str) -> onnx.ModelProto:
@@ -76,19 +96,23 @@ def _hollow(module: nn.Module) -> Iterator[tuple[str, tuple[int, ...]]]:
     Every other parameter becomes a real one. No two hold equal numbers, which the exporter would share.
     """
     number = itertools.count(1)
-    for path, parent in list(module.named_modules()):
-        for name, child in list(parent.named_children()):
-            kind = next((hollow for full, hollow in _HOLLOW.items() if isinstance(child, full)), None)
-            if kind is not None:
-                made = kind(child, next(number))
-                setattr(parent, name, made)
-                yield f"{path}.{name}.weight".lstrip("."), made.shape
+    yield from _hollowed(module, "", number)
     for part in module.modules():
         for names in (part._parameters, part._buffers):
             for name, tensor in names.items():
                 if tensor is not None and tensor.is_meta:
                     real = torch.full(tensor.shape, float(next(number)))
                     names[name] = nn.Parameter(real, requires_grad=False) if names is part._parameters else real  # type: ignore[assignment]
+
+
+def _hollowed(parent: nn.Module, prefix: str, number: Iterator[int]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    for name, child in list(parent.named_children()):
+        kind = next((hollow for full, hollow in _HOLLOW.items() if isinstance(child, full)), None)
+        made = child if kind is None else kind(child, next(number))
+        if kind is not None:
+            setattr(parent, name, made)
+            yield f"{prefix}{name}.weight", made.shape  # type: ignore[misc]  # of a hollow module
+        yield from _hollowed(made, f"{prefix}{name}.", number)
 
 
 class _Product(torch.autograd.Function):
@@ -147,6 +171,18 @@ class HollowLinear(_Hollow):
         return product if self.bias is None else self.bias + product
 
 
+class HollowAdapted(HollowLinear):
+    """As fusar_edge.model.adapted.AdaptedLinear; the two linears of its branch become hollow in their turn."""
+
+    def __init__(self, linear: AdaptedLinear, number: int) -> None:
+        super().__init__(linear, number)
+        self.adapter_a, self.adapter_b = linear.adapter_a, linear.adapter_b
+
+    def forward(self, x: Tensor) -> Tensor:
+        branch: Tensor = self.adapter_b(self.adapter_a(x))
+        return super().forward(x) + branch
+
+
 class HollowHead(_Hollow):
     def __init__(self, head: Head, number: int) -> None:
         super().__init__((head.weight.shape[0], head.weight.shape[1]), number)
@@ -165,4 +201,6 @@ class HollowEmbedding(_Hollow):
         return rows
 
 
-_HOLLOW: dict[type[nn.Module], Any] = {nn.Linear: HollowLinear, Head: HollowHead, nn.Embedding: HollowEmbedding}
+_HOLLOW: dict[type[nn.Module], Any] = {  # the first that fits
+    AdaptedLinear: HollowAdapted, nn.Linear: HollowLinear, Head: HollowHead, nn.Embedding: HollowEmbedding
+}  # fmt: skip

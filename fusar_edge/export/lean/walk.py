@@ -10,7 +10,7 @@ Between two layers there are only the values that the next one reads, in groups:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,8 +21,10 @@ import torch
 from onnx import TensorProto
 
 from fusar_edge.calib.compare import cosine, divergence, norm_ratio
+from fusar_edge.calib.gate import check_figures
 from fusar_edge.calib.outliers import Split
 from fusar_edge.calib.qdq import Linear, embedding_tables, gather_in_half
+from fusar_edge.export.adapters import folds_of
 from fusar_edge.export.decoder_graph import DecoderGraph
 from fusar_edge.export.lean.calibrating import Calibrated, calibrated, splits_from
 from fusar_edge.export.lean.data_file import DataFile
@@ -43,6 +45,8 @@ from fusar_edge.export.lean.rewriting import held_elsewhere, written_graph, writ
 from fusar_edge.export.lean.skeleton import empty_model
 from fusar_edge.export.lean.unfinished import Line, Unfinished, Values, flattened, grouped
 from fusar_edge.export.parity import STEPS, Gate, Sample, sample
+from fusar_edge.model.adapted import AdaptedLinear
+from fusar_edge.runtime.adapters import Placed, data_name
 from fusar_edge.runtime.bundle import DECODER, VISION
 from fusar_edge.specs import CalibRecipe, ExportSpec
 
@@ -100,7 +104,9 @@ class Walk:
         spec: ExportSpec,
         work: Unfinished,
         int8: Int8 | None,
+        apart: Mapping[str, Placed] = {},
     ) -> None:
+        """`apart`: places of the adapter's tensors in its own file, which is there."""
         self.layers, self.spec, self.work, self.int8 = layers, spec, work, int8
         self.model = empty_model(layers.config)
         self.decoder = DecoderGraph(self.model).decoder
@@ -112,7 +118,12 @@ class Walk:
                 linears[name],
                 parts_of(skeletons[name]),
                 types_of(skeletons[name]),
-                DataFile(work.folder / f"{name}.data", work.entries(name)),
+                DataFile(
+                    work.folder / f"{name}.data",
+                    work.entries(name),
+                    apart,
+                    data_name(layers.branch.name) if layers.branch else "",
+                ),
                 embedding_tables(skeletons[name]) if int8 else [],
             )
             for name in (VISION, DECODER)
@@ -201,13 +212,9 @@ class Walk:
     def compared(self) -> dict[str, float]:
         """INT8 against float on the held-out samples; names as in calib.compare.Reference.compared."""
         assert self.int8 is not None
-        vision = np.array([row for rows in self.facts("vision_int8") for row in rows])
         logits = np.array([row for rows in self.facts("logits_int8") for row in rows])
-        return {
-            "vision_cosine": float(vision[:, 0].mean()),
-            "vision_cosine_least": float(vision[:, 0].min()),
-            "vision_norm_ratio": float(vision[:, 1].mean()),
-            "vision_norm_off": float(np.abs(vision[:, 1] - 1).mean()),
+        vision = [row for rows in self.facts("vision_int8") for row in rows]
+        return _vision_figures(vision) | {
             "logits_cosine": float(logits[:, 0].mean()),
             "logits_cosine_least": float(logits[:, 0].min()),
             "logits_norm_ratio": float(logits[:, 1].mean()),
@@ -239,6 +246,7 @@ class Walk:
                 kept = {a.name: ALL_ZERO for a in able if done.ranges[a.activation] == 0}
             kept = {layer_name: why for layer_name, why in kept.items() if layer_name not in self.int8.kept}
         facts: dict[str, Any] = msgspec.to_builtins({"kept": kept, **done.record()})
+        self._keep_folds(name, layer)
         tensors = numpy_tensors(layer.tensors())
         out: dict[str, Values] = {key: value for key, value in values.items() if key == "hf"}
         part = graph.parts[name]
@@ -262,7 +270,28 @@ class Walk:
             out[f"int8|{index}"] = self._int8(
                 name, runner, values[f"int8|{index}"], asked, facts, values[floats], out[floats], layer
             )
+        if name == TLM:  # what is too far off is told before the decoder is begun
+            figures = _vision_figures(facts["vision_int8"]) | {"images": len(self.int8.held_out)}
+            check_figures(figures, self.int8.recipe, "the vision graph")
         return facts, out
+
+    def _keep_folds(self, name: str, layer: Layer) -> None:
+        """SmoothQuant's factors at linears with branches, for adapters that are added later."""
+        stem = f"{name}."
+        linears = ((f"{stem}{p}", m) for p, m in layer.graph.named_modules() if isinstance(m, AdaptedLinear))
+        folds = folds_of(linears)
+        if folds:
+            np.savez(self.work.root / f"folds-{name}.npz", allow_pickle=False, **folds)
+
+    def folds(self) -> dict[str, Array]:
+        """Those of all layers that are done."""
+        found: dict[str, Array] = {}
+        for line in self.work.lines:
+            path = self.work.root / f"folds-{line.name}.npz"
+            if path.is_file():
+                with np.load(path) as stored:
+                    found |= dict(stored)
+        return found
 
     def _write(self, graph: Graph, part: Part, tensors: dict[str, Array]) -> None:
         """In float. A head that is tied to the embedding is there already."""
@@ -343,7 +372,7 @@ class Walk:
         names = [n for n in tensors if any(n in node.input for node in part.nodes)]
         constants = held_elsewhere(names, tensors)
         model = model_of(part, part.nodes, constants, graph.types, graph.skeleton)
-        return Runner(model, self.work.folder, {n: np.ascontiguousarray(tensors[n]) for n in names})
+        return Runner(model, self.work.folder, {n: torch.from_numpy(tensors[n]).contiguous().numpy() for n in names})
 
     def _proven(self, name: str, runner: Runner, values: dict[str, Values], layer: Layer) -> Values:
         """The proof's values behind the part; compared with Hugging Face where a graph ends."""
@@ -456,3 +485,14 @@ def _bands(layers: Layers) -> int:
     from fusar_edge.anchors.codes import BANDS
 
     return BANDS if layers.basis is None else layers.basis.rank
+
+
+def _vision_figures(rows: list[list[float]]) -> dict[str, float]:
+    """`rows`: cosine and ratio of norms of each image, with its anchors and without."""
+    cosines, ratios = np.array(rows).T
+    return {
+        "vision_cosine": float(cosines.mean()),
+        "vision_cosine_least": float(cosines.min()),
+        "vision_norm_ratio": float(ratios.mean()),
+        "vision_norm_off": float(np.abs(ratios - 1).mean()),
+    }
