@@ -70,7 +70,8 @@ def export_model(
     recipe, text = load_recipe("export", recipe_name, ModelRecipe)
     out = Path(out) if out else Path("export") / "out" / recipe.name
     check_output(out, force)
-    wanted, streamed = smoothing(smooth, data if int8 is None else ()), _int8_recipe(int8, smooth, data)
+    streamed = _int8_recipe(int8, smooth, data)
+    wanted = smoothing(smooth, data) if streamed is None else None
     if adapter is None and adapter_rank is not None:
         raise InputError("--adapter-rank is of the branch that --adapter NAME asks for: give both or neither")
     if adapter is not None:

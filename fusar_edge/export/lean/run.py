@@ -27,12 +27,13 @@ from fusar_edge.export.baking.bake import Baked
 from fusar_edge.export.baking.basis import projector_from
 from fusar_edge.export.baking.projector import FILENAME as PROJECTOR
 from fusar_edge.export.lean.adapter_file import AdapterFile
+from fusar_edge.export.lean.graphs import Graph, Int8
 from fusar_edge.export.lean.modules import Layers
 from fusar_edge.export.lean.questions import asked
 from fusar_edge.export.lean.room import check_room
 from fusar_edge.export.lean.skeleton import empty_model, kept_skeletons, skeletons
 from fusar_edge.export.lean.unfinished import Unfinished, unfinished
-from fusar_edge.export.lean.walk import Graph, Int8, Walk
+from fusar_edge.export.lean.walk import Walk
 from fusar_edge.export.settings import settings
 from fusar_edge.manifest import Manifest, check_output, folder_hashes, package_versions, write_manifest
 from fusar_edge.model.adapted import Branch

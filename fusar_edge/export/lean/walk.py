@@ -10,36 +10,35 @@ Between two layers there are only the values that the next one reads, in groups:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import msgspec
 import numpy as np
 import onnx
 import torch
-from onnx import TensorProto
 
 from fusar_edge.calib.compare import cosine, divergence, norm_ratio
 from fusar_edge.calib.gate import check_figures
 from fusar_edge.calib.outliers import Split
-from fusar_edge.calib.qdq import Linear, embedding_tables, gather_in_half
+from fusar_edge.calib.qdq import Linear, embedding_tables
 from fusar_edge.export.adapters import folds_of
 from fusar_edge.export.decoder_graph import DecoderGraph
 from fusar_edge.export.lean.calibrating import Calibrated, calibrated, splits_from
 from fusar_edge.export.lean.data_file import DataFile
+from fusar_edge.export.lean.embedding import EMBEDDING_TABLE, embedded, in_half, write_table
+from fusar_edge.export.lean.figures import int8_figures, vision_figures, worst_equality
+from fusar_edge.export.lean.float_run import anchors_of, float_values, text_of
+from fusar_edge.export.lean.graphs import Graph, Int8
 from fusar_edge.export.lean.hugging_face import reference
 from fusar_edge.export.lean.modules import (
-    MERGER,
-    PATCHES,
     TLM,
     Layer,
     Layers,
-    embedding_blocks,
     embedding_rows,
     numpy_tensors,
 )
-from fusar_edge.export.lean.parts import AFTER, BEFORE, HEAD, Array, Part, Runner, model_of, parts_of, types_of
+from fusar_edge.export.lean.parts import BEFORE, HEAD, Array, Part, Runner, model_of, parts_of, types_of
 from fusar_edge.export.lean.questions import Asked
 from fusar_edge.export.lean.rewriting import held_elsewhere, written_graph, written_part
 from fusar_edge.export.lean.skeleton import empty_model
@@ -48,49 +47,13 @@ from fusar_edge.export.parity import STEPS, Gate, Sample, sample
 from fusar_edge.model.adapted import AdaptedLinear
 from fusar_edge.runtime.adapters import Placed, data_name
 from fusar_edge.runtime.bundle import DECODER, VISION
-from fusar_edge.specs import CalibRecipe, ExportSpec
+from fusar_edge.specs import ExportSpec
 
 REFERENCE, EMBEDDING = "hugging face", "decoder.embed_tokens"
-EMBEDDING_TABLE, HEAD_WEIGHT = "decoder.embed_tokens.weight", "decoder.lm_head.weight"
+HEAD_WEIGHT = "decoder.lm_head.weight"
 NO_ANCHORS = "no tile of the calibration data has anchors, so its range is unknown"
 ALL_ZERO = "its input is 0 on all calibration data"
 Progress = Callable[[int, int, str], None]
-
-
-@dataclass
-class Graph:
-    """One of the two graphs while its layers are written."""
-
-    name: str
-    skeleton: onnx.ModelProto
-    linears: list[Linear]
-    """Those that become INT8 if they can."""
-    parts: dict[str, Part]
-    types: dict[str, int]
-    data: DataFile
-    half: list[str] = field(default_factory=list)
-    """Embeddings that are stored in FP16."""
-
-    def needed_after(self, name: str) -> set[str]:
-        """Values that parts behind `name` read."""
-        names = list(self.parts)
-        return {v for later in names[names.index(name) + 1 :] if later != AFTER for v in self.parts[later].inputs}
-
-
-@dataclass(frozen=True)
-class Int8:
-    """How a graph becomes INT8."""
-
-    recipe: CalibRecipe
-    kept: dict[str, str]
-    """Layer -> why the recipe keeps it in float."""
-    tiles: list[Asked]
-    """Samples that ranges are taken from."""
-    held_out: list[Asked]
-
-    @property
-    def anchored(self) -> bool:
-        return any(len(asked.feeds) > 1 for asked in self.tiles)
 
 
 class Walk:
@@ -201,29 +164,13 @@ class Walk:
 
     def equality(self) -> dict[str, dict[str, float]]:
         """Worst figures of the FP32 graphs in ONNX Runtime against Hugging Face."""
-        worst: dict[str, dict[str, float]] = {}
-        for line in self.facts("equality"):
-            for output, figures in line.items():
-                kept = worst.setdefault(output, dict(figures))
-                for name, value in figures.items():
-                    kept[name] = max(kept[name], value) if name == "max_abs" else min(kept[name], value)
-        return worst
+        return worst_equality(self.facts("equality"))
 
     def compared(self) -> dict[str, float]:
-        """INT8 against float on the held-out samples; names as in calib.compare.Reference.compared."""
+        """INT8 against float on the held-out samples."""
         assert self.int8 is not None
-        logits = np.array([row for rows in self.facts("logits_int8") for row in rows])
-        vision = [row for rows in self.facts("vision_int8") for row in rows]
-        return _vision_figures(vision) | {
-            "logits_cosine": float(logits[:, 0].mean()),
-            "logits_cosine_least": float(logits[:, 0].min()),
-            "logits_norm_ratio": float(logits[:, 1].mean()),
-            "logits_norm_off": float(np.abs(logits[:, 1] - 1).mean()),
-            "logits_kl": float(logits[:, 2].mean()),
-            "token_agreement": float(logits[:, 3].mean()),
-            "images": len(self.int8.held_out),
-            "tokens": len(logits),
-        }
+        [vision], [logits] = self.facts("vision_int8"), self.facts("logits_int8")
+        return int8_figures(vision, logits, len(self.int8.held_out))
 
     # One step ----------------------------------------------------------------------------------------------------
 
@@ -271,7 +218,7 @@ class Walk:
                 name, runner, values[f"int8|{index}"], asked, facts, values[floats], out[floats], layer
             )
         if name == TLM:  # what is too far off is told before the decoder is begun
-            figures = _vision_figures(facts["vision_int8"]) | {"images": len(self.int8.held_out)}
+            figures = vision_figures(facts["vision_int8"]) | {"images": len(self.int8.held_out)}
             check_figures(figures, self.int8.recipe, "the vision graph")
         return facts, out
 
@@ -331,6 +278,36 @@ class Walk:
             out[f"int8|{index}"] = {"pixels": asked.feeds[-1]["pixels"]}
         return out
 
+    def _embedding(self, values: dict[str, Values], tick: Callable[[float], None]) -> tuple[dict[str, Any], Any]:
+        """The table is written, and what comes before the first decoder layer is run for every sample."""
+        graph, weights = self.graphs[DECODER], self.layers.weights
+        write_table(graph, weights, tick)
+        part = graph.parts[BEFORE]
+        out: dict[str, Values] = {"hf": values["hf"]}
+        # The rows of this text stand for the table, and the ids are places in it: 2 GB less at 7B.
+        ids, place = np.unique(self.proof.input_ids, return_inverse=True)
+        rows = {EMBEDDING_TABLE: embedding_rows(weights, torch.from_numpy(ids)).numpy()}
+        given = self.proof.input_ids, self.proof.visual_index, self.proof.position_ids, values["ort"]["visual_tokens"]
+        feed = self._text_feed(*given) | {"input_ids": place.reshape(1, -1).astype(np.int32)}
+        out["ort"] = self._next(EMBEDDING, feed, self._float_runner(graph, part, rows))
+        if self.int8 is None:
+            return {}, out
+        for index, asked in enumerate(self._asked()):
+            out[f"float|{index}"] = {"hidden": embedded(weights, asked, values[f"float|{index}"]["hidden"])}
+        whole = Runner(self._model(graph, part, in_half(part, graph.half)), self.work.folder)
+        for index, asked in enumerate(self.int8.held_out):
+            visual = values[f"int8|{index}"]["visual_tokens"]
+            feed = self._text_feed(asked.input_ids, asked.visual_index, asked.positions, visual)
+            out[f"int8|{index}"] = self._next(EMBEDDING, feed, whole)
+        return {}, out
+
+    def _text_feed(self, input_ids: Array, visual_index: Array, positions: Array, visual: Array) -> Values:
+        """Inputs of the decoder, with an empty cache."""
+        heads, width = self.decoder.kv_shape
+        past = np.zeros((0, len(self.decoder.layers), 2, 1, heads, width), np.float32)
+        names = ("input_ids", "visual_index", "position_ids", "visual_tokens", "past")
+        return dict(zip(names, (input_ids, visual_index, positions, visual, past), strict=True))
+
     # Float, in PyTorch -------------------------------------------------------------------------------------------
 
     def _tiles(
@@ -342,29 +319,10 @@ class Walk:
             seen[f"float|{index}"] = self._float(layer, asked, values[f"float|{index}"], plain=True)
             tick((index + 1) / (2 * len(self.int8.tiles)))
 
-    def _float(self, layer: Layer, asked: Asked, given: Values, plain: bool = False) -> Values:
-        """`plain`: TLM is run without anchors too, as calibration has it."""
-        hidden = torch.from_numpy(given["hidden"])
-        if layer.name == TLM:
-            feeds = asked.feeds if plain else asked.feeds[-1:]
-            for feed in feeds:
-                anchors = (torch.from_numpy(feed[name]) for name in ("anchors", "anchor_positions", "anchor_mask"))
-                result = layer.graph(hidden, *anchors)
-            return {"hidden": result.numpy()}
-        if layer.name in (PATCHES, MERGER) or layer.name.startswith("vision."):
-            return {"hidden": layer.graph(hidden).numpy()}
-        if layer.name == HEAD:
-            assert layer.float_head is not None
-            norm: Any = layer.graph["norm"]  # type: ignore[index]
-            places = asked.ends if plain else asked.answer
-            return {"logits": layer.float_head(norm(hidden[0, places])).numpy()}
-        positions = torch.from_numpy(asked.positions)
-        cos, sin = self.decoder.rotation(positions)
-        count = hidden.shape[1]
-        blocked = torch.triu(torch.full((count, count), -30000.0), 1)
-        past = torch.zeros(0, 1, *self.decoder.kv_shape)
-        result, _, _ = layer.graph(hidden, cos, sin, blocked, past, past)
-        return {"hidden": result.numpy()}
+    def _float(self, layer: Layer, asked: Asked, given: Values, *, plain: bool = False) -> Values:
+        with_text = layer.name.startswith("decoder.layers.")
+        text = text_of(self.decoder, asked) if with_text else ()
+        return float_values(layer, asked, given, text, plain=plain)
 
     # The written graphs, in ONNX Runtime -------------------------------------------------------------------------
 
@@ -382,8 +340,7 @@ class Walk:
             plain = runner(masked)["visual_tokens"]
             self.gate.check("vision.visual_tokens", hugging_face["visual"], plain[0])
             tokens = torch.from_numpy(given[next(n for n in runner.inputs if n not in self.proof.vision)])
-            anchors = (torch.from_numpy(given[n]) for n in ("anchors", "anchor_positions", "anchor_mask"))
-            exact = layer.graph(tokens, *anchors).numpy()
+            exact = layer.graph(tokens, *anchors_of(given)).numpy()
             self.gate.check("vision.modulated_tokens", exact, runner(given)["visual_tokens"])
             return {"visual_tokens": plain}
         if name == HEAD:
@@ -409,8 +366,7 @@ class Walk:
             tokens = next(n for n in runner.inputs if n not in self.proof.vision)
             for feed in asked.feeds:
                 visual = runner({tokens: given[tokens], **feed})["visual_tokens"]
-                anchors = (torch.from_numpy(feed[n]) for n in ("anchors", "anchor_positions", "anchor_mask"))
-                exact = layer.graph(torch.from_numpy(before["hidden"]), *anchors).numpy()
+                exact = layer.graph(torch.from_numpy(before["hidden"]), *anchors_of(feed)).numpy()
                 facts.setdefault("vision_int8", []).append([cosine(visual, exact), norm_ratio(visual, exact)])
             return {"visual_tokens": visual}
         if name == HEAD:
@@ -421,78 +377,8 @@ class Walk:
             return {}
         return self._next(name, given, runner)
 
-    # The embedding -----------------------------------------------------------------------------------------------
-
-    def _embedding(self, values: dict[str, Values], tick: Callable[[float], None]) -> tuple[dict[str, Any], Any]:
-        """Written in blocks of rows; what comes before the first layer is run for every sample."""
-        graph, weights = self.graphs[DECODER], self.layers.weights
-        shape = weights.shape("model.language_model.embed_tokens.weight")
-        kind = TensorProto.FLOAT16 if graph.half else TensorProto.FLOAT
-        dtype = np.float16 if graph.half else np.float32
-
-        def blocks() -> Iterator[Array]:
-            done = 0
-            for block in embedding_blocks(weights):
-                done += len(block)
-                tick(done / shape[0])
-                yield block.numpy().astype(dtype)
-
-        graph.data.put_blocks(EMBEDDING_TABLE, shape, kind, blocks())
-        graph.data.flush()
-        part = graph.parts[BEFORE]
-        out: dict[str, Values] = {"hf": values["hf"]}
-        given = self.proof
-        inputs = {
-            "input_ids": given.input_ids,
-            "visual_index": given.visual_index,
-            "position_ids": given.position_ids,
-            "visual_tokens": values["ort"]["visual_tokens"],
-            "past": self._no_past(),
-        }
-        # The rows of this text stand for the table, and the ids are places in it: 2 GB less at 7B.
-        ids, place = np.unique(given.input_ids, return_inverse=True)
-        rows = {EMBEDDING_TABLE: embedding_rows(weights, torch.from_numpy(ids)).numpy()}
-        runner = self._float_runner(graph, part, rows)
-        out["ort"] = self._next(EMBEDDING, inputs | {"input_ids": place.reshape(1, -1).astype(np.int32)}, runner)
-        if self.int8 is None:
-            return {}, out
-        for index, asked in enumerate(self._asked()):
-            text = embedding_rows(weights, torch.from_numpy(asked.input_ids)).numpy()
-            visual = values[f"float|{index}"]["hidden"]
-            is_text = asked.visual_index[..., None] < 0
-            seen = visual[0][np.clip(asked.visual_index, 0, None)]
-            out[f"float|{index}"] = {"hidden": np.where(is_text, text, seen)}
-        rewritten = onnx.helper.make_model(onnx.helper.make_graph(part.nodes, "before", [], []))
-        gather_in_half(rewritten, graph.half)
-        whole = Runner(self._model(graph, part, rewritten.graph.node), self.work.folder)
-        for index, asked in enumerate(self.int8.held_out):
-            feed = {
-                "input_ids": asked.input_ids,
-                "visual_index": asked.visual_index,
-                "position_ids": asked.positions,
-                "visual_tokens": values[f"int8|{index}"]["visual_tokens"],
-                "past": self._no_past(),
-            }
-            out[f"int8|{index}"] = self._next(EMBEDDING, feed, whole)
-        return {}, out
-
-    def _no_past(self) -> Array:
-        heads, width = self.decoder.kv_shape
-        return np.zeros((0, len(self.decoder.layers), 2, 1, heads, width), np.float32)
-
 
 def _bands(layers: Layers) -> int:
     from fusar_edge.anchors.codes import BANDS
 
     return BANDS if layers.basis is None else layers.basis.rank
-
-
-def _vision_figures(rows: list[list[float]]) -> dict[str, float]:
-    """`rows`: cosine and ratio of norms of each image, with its anchors and without."""
-    cosines, ratios = np.array(rows).T
-    return {
-        "vision_cosine": float(cosines.mean()),
-        "vision_cosine_least": float(cosines.min()),
-        "vision_norm_ratio": float(ratios.mean()),
-        "vision_norm_off": float(np.abs(ratios - 1).mean()),
-    }
