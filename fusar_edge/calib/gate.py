@@ -24,6 +24,7 @@ from fusar_edge.errors import GateError
 from fusar_edge.eval.metrics import Measure, Scored, measures
 from fusar_edge.specs import CalibRecipe, GateSpec
 
+SEARCH = "--search finds the layers to keep"
 NONE_OF = 3.69
 """97.5 % upper limit of the mean of a Poisson count that came out as 0."""
 
@@ -69,14 +70,17 @@ def stage_checks(figures: Mapping[str, float], spec: GateSpec, note: str = "") -
     ]
 
 
-def check_figures(figures: Mapping[str, float], recipe: CalibRecipe, what: str) -> None:
-    """What `calibrate` asks before it writes; tasks and tokens are asked by `build`. GateError names both figures."""
+def check_figures(figures: Mapping[str, float], recipe: CalibRecipe, what: str, first: str = SEARCH) -> None:
+    """What `calibrate` asks before it writes; tasks and tokens are asked by `build`. GateError names both figures.
+
+    `first`: advice.
+    """
     cosine, norm = figures["vision_cosine"], figures["vision_norm_off"]
     if not (cosine >= recipe.gate.vision_cosine and norm <= recipe.gate.vision_norm):
         raise GateError(
             f"{what}: INT8 visual tokens have cosine {cosine:.4f} with FP32 and a norm that is {norm:.2%} off, "
             f"on {figures['images']} held-out images; recipe {recipe.name} asks for {recipe.gate.vision_cosine} and "
-            f"{recipe.gate.vision_norm:.2%}. Nothing was written: --search finds the layers to keep, [smooth] and "
+            f"{recipe.gate.vision_norm:.2%}. Nothing was written: {first}, [smooth] and "
             "[outliers] in the recipe make activations easier, and more varied tiles give better ranges"
         )
 

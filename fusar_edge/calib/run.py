@@ -130,7 +130,8 @@ def _drop_copy(path: Path, of: Path) -> None:
 def _inputs(graphs: GraphFolder, data: Sequence[Path], tiles: list[Path]) -> dict[str, str]:
     """Name -> SHA-256 of the graphs, the triplet manifests and every file the set was taken from."""
     inputs = {name: sha256_file(graphs.path / name) for name in (VISION, DECODER, FILENAME)}
-    return inputs | data_hashes(data, tiles)
+    made_from = {k: v for k, v in graphs.manifest.inputs.items() if k.startswith(("base/", "adapter/", "checkpoint/"))}
+    return inputs | made_from | data_hashes(data, tiles)
 
 
 class _Ticks:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from fusar_edge.commands.app import adapters_app
-from fusar_edge.commands.console import bar, result, say
+from fusar_edge.commands.console import Sigma, bar, result, say
 
 Bundle = Annotated[str, typer.Argument(metavar="BUNDLE", help="Bundle folder.")]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Of the adapter: small letters, digits, '.', '_', '-'.")]
@@ -41,9 +42,10 @@ def add_command(
     checkpoint: Annotated[
         str, typer.Option(help="Folder of the official form, or hub:OWNER/REPO/FOLDER; on the bundle's base.")
     ],
-    sigma: Annotated[
-        float | None, typer.Option(min=0, help="Width of TLM's Gaussian, where no tlm_config.json says it: 2.")
+    base: Annotated[
+        Path | None, typer.Option(help="Folder of the bundle's base on this machine. Default: where its recipe says.")
     ] = None,
+    sigma: Sigma = None,
 ) -> None:
     """Put the LoRA of a checkpoint beside the others (workshop: its base is needed). It answers after `use`."""
     from fusar_edge.commands.workshop import need_workshop
@@ -52,7 +54,7 @@ def add_command(
     from fusar_edge.export.adding import add_adapter
 
     with bar("hashing") as step:
-        record = add_adapter(bundle, name, checkpoint, sigma=sigma, progress=step)
+        record = add_adapter(bundle, name, checkpoint, base=base, sigma=sigma, progress=step)
     say("it was neither calibrated nor measured with: fusar-edge bundle adapters use, then fusar-edge eval")
     facts = {"rank": record.rank, "branch_rank": record.branch_rank, "targets": list(record.targets)}
     result({"bundle": bundle, "added": name, **facts, "bytes": record.bytes})

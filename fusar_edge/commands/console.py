@@ -13,6 +13,13 @@ import typer
 Force = Annotated[bool, typer.Option("--force", help="Replace an output that exists.")]
 Out = Annotated[Path, typer.Option(help="Folder to write; it appears whole or not at all.")]
 Threads = Annotated[int, typer.Option(min=0, help="Processor threads; 0: all.")]
+Sigma = Annotated[
+    float | None, typer.Option(min=0, help="Width of TLM's Gaussian, where no tlm_config.json says it: 2.")
+]
+RecipeOption = Annotated[
+    str | None,
+    typer.Option("--recipe", metavar="NAME", help="Of the checkpoint's base, where no manifest.json says it."),
+]
 Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="Name on the shelf, or a path to a .toml file.")]
 
 

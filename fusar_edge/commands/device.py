@@ -12,7 +12,7 @@ import typer
 
 from fusar_edge import __version__
 from fusar_edge.commands.app import app
-from fusar_edge.commands.console import Force, Out, Threads, bar, result, say
+from fusar_edge.commands.console import Force, Out, RecipeOption, Sigma, Threads, bar, result, say
 
 Values = Literal["auto", "uint8", "db", "power", "amplitude"]
 
@@ -123,12 +123,22 @@ def eval(
     task: Annotated[list[Task] | None, typer.Option(help="Only these tasks; repeat. Default: all.")] = None,
     images: Annotated[int | None, typer.Option(min=1, help="Only the first so many images.")] = None,
     grammar: Annotated[bool, typer.Option(help="Answers keep to the grammar of their task.")] = True,
+    recipe: RecipeOption = None,
+    sigma: Sigma = None,
     threads: Threads = 0,
     force: Force = False,
 ) -> None:
-    """Task metrics on a manifest; the same command for a checkpoint and for a bundle of any precision."""
+    """Task metrics on a manifest; the same command for a checkpoint and for a bundle of any precision.
+
+    A checkpoint is a folder that `train` wrote; with --recipe also one of the official form, hub:OWNER/REPO/FOLDER, or
+    `base`, the recipe's.
+    """
     from fusar_edge.eval.run import evaluate
 
+    if recipe is not None and target != "default":
+        from fusar_edge.commands.workshop import need_workshop
+
+        need_workshop()
     with bar("asking") as step:
         metrics = evaluate(
             target,
@@ -139,6 +149,8 @@ def eval(
             answers=answers,
             threads=threads,
             grammar=grammar,
+            recipe=recipe,
+            sigma=sigma,
             force=force,
             progress=step,
         )

@@ -10,14 +10,10 @@ import typer
 
 from fusar_edge.anchors.cli import app as anchors_app
 from fusar_edge.commands.app import app
-from fusar_edge.commands.console import Force, Out, Recipe, bar, result, say
+from fusar_edge.commands.console import Force, Out, Recipe, RecipeOption, Sigma, bar, result, say
 from fusar_edge.errors import InputError, MissingExtraError
 
 Stage = Literal["base", "1", "2"]
-Sigma = Annotated[
-    float | None,
-    typer.Option(min=0, help="Width of TLM's Gaussian, where no tlm_config.json says it: 2."),
-]
 
 CHECKPOINT = "a folder that `train` wrote or of the official form, hub:OWNER/REPO/FOLDER, or `base`, the recipe's"
 
@@ -198,7 +194,9 @@ def calibrate(
 @anchors_app.command("bake", epilog="Example: fusar-edge anchors bake la.anchors --checkpoint stage2 --out la.baked")
 def bake_command(
     table: Annotated[Path, typer.Argument(metavar="TABLE", help="Folder that `anchors build` made.")],
-    checkpoint: Annotated[Path, typer.Option(help="Folder that `train` wrote.")],
+    checkpoint: Annotated[
+        str, typer.Option(help="Folder that `train` wrote; with --recipe of the official form, hub:..., or `base` too.")
+    ],
     out: Out,
     rank: Annotated[int | None, typer.Option(min=1, help="Coefficients (bytes) of an anchor. Default: 32.")] = None,
     max_error: Annotated[
@@ -207,6 +205,8 @@ def bake_command(
     like: Annotated[
         Path | None, typer.Option(help="Baked table whose basis to take, so that one engine serves both.")
     ] = None,
+    recipe: RecipeOption = None,
+    sigma: Sigma = None,
     force: Force = False,
 ) -> None:
     """Table of AlphaEarth codes -> table of TLM's output, for engines without TLM's MLP (`export --anchors`)."""
@@ -215,7 +215,16 @@ def bake_command(
 
     with bar("baking") as step:
         manifest = bake_table(
-            table, checkpoint, out, rank=rank, max_error=max_error, like=like, force=force, progress=step
+            table,
+            checkpoint,
+            out,
+            rank=rank,
+            max_error=max_error,
+            like=like,
+            recipe=recipe,
+            sigma=sigma,
+            force=force,
+            progress=step,
         )
     result({"table": str(out), **manifest.figures["baked"], "credit": manifest.settings["credit"]})
 

@@ -18,7 +18,7 @@ from fusar_edge.calib.graphs import LISTING, SMOOTHING_LISTING, GraphFolder, ope
 from fusar_edge.calib.tiles.listing import check_disjoint, read_listing
 from fusar_edge.calib.tiles.samples import SampleReader, spread
 from fusar_edge.data.triplets import Triplet, read_triplets, triplets_by_image
-from fusar_edge.errors import InputError, MissingExtraError, RecipeError
+from fusar_edge.errors import DataError, InputError, MissingExtraError, RecipeError
 from fusar_edge.eval.metrics import Scored, task_metrics
 from fusar_edge.eval.run import Progress, ask_manifest, read_answers
 from fusar_edge.manifest import sha256_file
@@ -99,7 +99,7 @@ def proof_request(
     request = ProofRequest(graphs, _gate(graphs), data, base, answers, images, waive, _audited(graphs, base))
     if answers is not None:
         assert data is not None
-        read_answers(answers, request.first(), data)  # a wrong file is told before anything long is done
+        _fp32_answers(request)  # a wrong file is told before anything long is done
     if request.wrong and waive is None:
         assert request.gate is not None
         verdict(_written(request), request.gate, None)
@@ -162,9 +162,10 @@ def proven(
             checks += stage_checks(stages, request.gate)
             checks += task_checks(answers[bundle.settings.precision], answers["fp32"], request.gate)
     if request.answers is not None:
-        answers["fp32"] = read_answers(request.answers, request.first(), data)
+        answers["fp32"] = _fp32_answers(request)
         figures["fp32_answers_sha256"] = sha256_file(request.answers)
         assert request.gate is not None
+        checks.append(Check("graphs_as_written", 0, 0, None, "not audited: there are no FP32 graphs here", least=False))
         checks += stage_checks(request.graphs.manifest.figures["int8_vs_fp32"], request.gate, BY_CALIBRATION)
         checks += task_checks(answers[bundle.settings.precision], answers["fp32"], request.gate)
     figures["tasks"] = {"data": f"{data.parent.name}/{data.name}", "data_sha256": sha256_file(data)}
@@ -173,6 +174,33 @@ def proven(
         images = len({triplet.image for triplet in request.first()})
         figures["gate"] = verdict(checks, request.gate, request.waiver, images)
     return figures
+
+
+MADE_FROM = ("base/", "adapter/", "checkpoint/", VISION, DECODER)
+"""Names of inputs that tell one model from another."""
+
+
+def _fp32_answers(request: ProofRequest) -> list[Scored]:
+    """DataError where the answers are not those of the FP32 model that the graphs were made from."""
+    assert request.answers is not None
+    assert request.data is not None
+    of, scored = read_answers(request.answers, request.first(), request.data)
+    if of.precision != "fp32" or not of.grammar:
+        grammar = "on" if of.grammar else "off"
+        raise DataError(
+            f"{request.answers} holds answers of {of.target} in {of.precision}, grammar {grammar}: "
+            "the gate asks for those of FP32, with the grammar on (eval without --no-grammar)"
+        )
+    mine = request.graphs.manifest.inputs
+    common = [name for name in of.inputs if name in mine and name.startswith(MADE_FROM)]
+    other = [name for name in common if of.inputs[name] != mine[name]]
+    if other or not common:
+        why = f"another {other[0]}" if other else "no input in common"
+        raise DataError(
+            f"{request.answers} holds answers of {of.target}, which {request.graphs.path} was not made from ({why}): "
+            "give those of its own checkpoint or FP32 bundle"
+        )
+    return scored
 
 
 def _in_context(graphs: GraphFolder, bundle: Bundle) -> GraphFolder:

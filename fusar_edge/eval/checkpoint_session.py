@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ import torch
 from numpy.typing import NDArray
 from transformers import DynamicCache
 
-from fusar_edge.manifest import FILENAME, sha256_file
-from fusar_edge.model.checkpoint import load_checkpoint
+from fusar_edge.manifest import FILENAME, Manifest
+from fusar_edge.model.checkpoint import OFFICIAL, checkpoint_weights, model_from, recipe_of
 from fusar_edge.model.network import FusarForConditionalGeneration
+from fusar_edge.recipes import load_recipe
 from fusar_edge.runtime.backend import Cache, Floats, Int32, Step
 from fusar_edge.runtime.bundle import Bundle, BundleSettings, Prompts
 from fusar_edge.runtime.session import Session
@@ -74,15 +76,33 @@ class TorchBackend:
         return Step(logits, logits.argmax(-1).astype(np.int32))
 
 
-def open_checkpoint_session(checkpoint: str | Path, *, grammar: bool = True) -> Session:
-    """A session on a folder that `fusar-edge train` wrote; float32. CheckpointError for one without a manifest."""
+def open_checkpoint_session(
+    checkpoint: str | Path, recipe: str | None = None, sigma: float | None = None, *, grammar: bool = True
+) -> Session:
+    """A session on any form of a checkpoint; float32. Without a recipe, on a folder that `fusar-edge train` wrote.
+
+    `inputs` of its manifest are, beside those of the folder, the hashes of all files that decide the weights, under the
+    names that an export of the checkpoint gives them. CheckpointError for what needs a recipe and has none.
+    """
     from fusar_edge.export.settings import settings as exported_settings
 
-    model, tokenizer, manifest = load_checkpoint(checkpoint)
-    recipe = msgspec.toml.decode(manifest.recipe, type=ModelRecipe)
+    given, text = (None, "") if recipe is None else load_recipe("export", recipe, ModelRecipe)
+    weights = checkpoint_weights(checkpoint, given, sigma=sigma)
+    model = model_from(weights)
+    used = given or recipe_of(Path(checkpoint))
     known = set(BundleSettings.__struct_fields__)
-    wanted: dict[str, Any] = {k: v for k, v in exported_settings(model, recipe).items() if k in known}
-    settings = msgspec.convert(wanted | {"precision": "fp32", "name": recipe.name}, BundleSettings)
-    sha256 = sha256_file(Path(checkpoint) / FILENAME)
-    bundle = Bundle(tokenizer.parent, settings, Prompts(), Radiometry(), manifest, sha256)
+    wanted: dict[str, Any] = {k: v for k, v in exported_settings(model, used).items() if k in known}
+    settings = msgspec.convert(wanted | {"precision": "fp32", "name": used.name}, BundleSettings)
+    hashes = weights.hashes()
+    manifest = weights.manifest or Manifest(stage=OFFICIAL, recipe=text)
+    manifest = msgspec.structs.replace(manifest, inputs=manifest.inputs | hashes)
+    bundle = Bundle(weights.tokenizer.parent, settings, Prompts(), Radiometry(), manifest, _identity(hashes))
     return Session(bundle, backend=TorchBackend(model), grammar=grammar)
+
+
+def _identity(hashes: dict[str, str]) -> str:
+    """SHA-256 of manifest.json, or where there is none of the names and hashes of all files."""
+    for part in ("checkpoint", "adapter"):
+        if found := hashes.get(f"{part}/{FILENAME}"):
+            return found
+    return hashlib.sha256(msgspec.json.encode(hashes, order="deterministic")).hexdigest()

@@ -49,13 +49,27 @@ def _per_image_features(session: Session, features: NDArray[np.float32], aef: Pa
     return read_projector(bundle.folder).coefficients(features)
 
 
-def open_session(target: str, threads: int = 0, *, grammar: bool = True) -> Session:
-    """A session on a bundle (folder or `default`) or on a checkpoint folder (needs the extra `workshop`)."""
-    if _is_checkpoint(target):
+def open_session(
+    target: str, threads: int = 0, *, grammar: bool = True, recipe: str | None = None, sigma: float | None = None
+) -> Session:
+    """A session on a bundle (folder or `default`) or on a checkpoint (needs the extra `workshop`).
+
+    `recipe`: a model recipe, which a checkpoint needs that has no manifest to say its base. `sigma`: of a legacy
+    official one. InputError for either with a bundle.
+    """
+    if recipe is not None or sigma is not None:
+        _check_takes_recipe(target, "--recipe" if recipe is not None else "--sigma")
+    if recipe is not None or _is_checkpoint(target):
         from fusar_edge.eval.checkpoint_session import open_checkpoint_session
 
-        return open_checkpoint_session(target, grammar=grammar)
+        return open_checkpoint_session(target, recipe, sigma, grammar=grammar)
     return Session(open_bundle(bundle_path(target)), threads, grammar=grammar)
+
+
+def _check_takes_recipe(target: str, option: str) -> None:
+    """InputError where the target is a bundle."""
+    if target == "default" or ((Path(target) / FILENAME).is_file() and not _is_checkpoint(target)):
+        raise InputError(f"{target} is a bundle, {option} is of a checkpoint: leave {option} out")
 
 
 def _is_checkpoint(target: str) -> bool:
@@ -64,7 +78,8 @@ def _is_checkpoint(target: str) -> bool:
         return True
     if (folder / FILENAME).is_file():
         return target != "default" and read_manifest(folder, InputError).stage != "build"
-    return any((folder / name).is_file() for name in ("adapter_config.json", "vec64_film.pt"))
+    official = ("adapter_config.json", "adapter_model.safetensors", "vec64_film.pt", "tlm_config.json")
+    return target == "base" or any((folder / name).is_file() for name in official)
 
 
 def _selected(data: Path, tasks: Sequence[str], images: int | None) -> dict[Path, list[Triplet]]:
@@ -127,10 +142,12 @@ def evaluate(
     answers: Path | None = None,
     threads: int = 0,
     grammar: bool = True,
+    recipe: str | None = None,
+    sigma: float | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Metrics of `target` on a manifest; greedy answers, one image at a time.
+    """Metrics of `target` on a manifest; greedy answers, one image at a time. `recipe`, `sigma`: as in `open_session`.
 
     `images`: only the first so many. `out`: the result as JSON. `answers`: every question, reference and answer as
     JSONL, to look at what went wrong. `grammar`: answers keep to the grammar of their task, as in a service.
@@ -139,7 +156,7 @@ def evaluate(
         if path is not None:
             check_output(path, force)
     count = len(_selected(data, tasks, images))
-    session = open_session(target, threads, grammar=grammar)
+    session = open_session(target, threads, grammar=grammar, recipe=recipe, sigma=sigma)
     scored = ask_manifest(session, data, tasks=tasks, images=images, progress=progress)
     result = {
         "target": str(target),
@@ -154,7 +171,16 @@ def evaluate(
         "packages": package_versions("fusar-edge", "onnxruntime", "numpy", "torch"),
     }
     if answers is not None:
-        write_answers(answers, scored, force=force)
+        settings = session.bundle.settings
+        of = AnswersOf(
+            target=str(target),
+            precision=settings.precision,
+            grammar=grammar,
+            context_tokens=settings.context_tokens,
+            data_sha256=str(result["data_sha256"]),
+            inputs=session.bundle.manifest.inputs,
+        )
+        write_answers(answers, of, scored, force=force)
     if out is not None:
         with output_file(out, force=force) as work:
             work.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
@@ -162,6 +188,18 @@ def evaluate(
 
 
 # Answers as a file --------------------------------------------------------------------------------------------------
+
+
+class AnswersOf(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """First line of the file: whose answers these are."""
+
+    target: str
+    precision: str
+    grammar: bool
+    context_tokens: int
+    data_sha256: str
+    inputs: dict[str, str]
+    """What the target was made from, or its own files: name -> SHA-256."""
 
 
 class _AnswerRow(msgspec.Struct, forbid_unknown_fields=True):
@@ -174,38 +212,40 @@ class _AnswerRow(msgspec.Struct, forbid_unknown_fields=True):
     confidence: float
 
 
-def write_answers(path: Path, scored: Sequence[Scored], *, force: bool = False) -> None:
-    """Every question, reference and answer as JSONL, in the order in which they were asked."""
+def write_answers(path: Path, of: AnswersOf, scored: Sequence[Scored], *, force: bool = False) -> None:
+    """Whose they are, then every question, reference and answer as JSONL, in the order in which they were asked."""
     rows = [
         _AnswerRow(s.id, s.task, s.question, s.reference, s.said.text, s.said.ok, round(s.confidence, 4))
         for s in scored
     ]
     with output_file(path, force=force) as work:
-        work.write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
+        work.write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in (of, *rows)))
 
 
-def read_answers(path: Path, asked: Sequence[Triplet], data: Path) -> list[Scored]:
+def read_answers(path: Path, asked: Sequence[Triplet], data: Path) -> tuple[AnswersOf, list[Scored]]:
     """What `write_answers` wrote of the questions `asked` of the manifest `data`, the first of the file.
 
     DataError that names the line where it is of other questions, or cannot be read.
     """
     lines = path.read_bytes().splitlines()
-    if len(lines) < len(asked):
-        raise DataError(
-            f"{path} holds {len(lines)} answers, {data} asks {len(asked)} questions: make it again with "
-            f"`fusar-edge eval CHECKPOINT --data {data} --answers {path}`"
-        )
+    again = f"make it again with `fusar-edge eval CHECKPOINT --data {data} --answers {path}`"
+    try:
+        of = msgspec.json.decode(lines[0] if lines else b"", type=AnswersOf)
+    except msgspec.MsgspecError as problem:
+        raise DataError(f"{path}:1 does not say whose answers these are ({problem}): {again}") from None
+    if of.data_sha256 != sha256_file(data):
+        raise DataError(f"{path} holds answers to another manifest than {data}: {again}")
+    if len(lines) - 1 < len(asked):
+        raise DataError(f"{path} holds {len(lines) - 1} answers, {data} asks {len(asked)} questions: {again}")
     scored = []
-    for number, (line, triplet) in enumerate(zip(lines, asked, strict=False), 1):
+    for number, (line, triplet) in enumerate(zip(lines[1:], asked, strict=False), 2):
         try:
             row = msgspec.json.decode(line, type=_AnswerRow)
         except msgspec.MsgspecError as problem:
-            raise DataError(f"{path}:{number}: {problem}; give a file that `fusar-edge eval --answers` wrote") from None
+            raise DataError(f"{path}:{number}: {problem}; {again}") from None
         if (row.task, row.question, row.reference) != (triplet.task, triplet.question, triplet.answer):
-            raise DataError(
-                f"{path}:{number} answers another question than {data} asks ({row.task}: {row.question[:60]!r}): give "
-                "the answers to the same manifest, of the same images"
-            )
+            what = f"{row.task}: {row.question[:60]!r}"
+            raise DataError(f"{path}:{number} answers another question than {data} asks ({what}): {again}")
         said = parse_answer(row.task, row.said)
         scored.append(Scored(row.task, row.reference, said, row.confidence, row.id, row.question))
-    return scored
+    return of, scored

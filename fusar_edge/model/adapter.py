@@ -107,6 +107,8 @@ def _read_config(path: Path) -> dict[str, Any]:
         for key in ("r", "lora_alpha"):
             if not isinstance(config.get(key), int | float) or config[key] <= 0:
                 raise CheckpointError(f"{path}: {key} {config.get(key)!r}; it is a number above 0")
+        for key in ("rank_pattern", "alpha_pattern"):
+            _check_patterns(path, key, config.get(key) or {})
     except (OSError, ValueError, AttributeError) as problem:
         raise CheckpointError(f"{path} is no PEFT configuration: {problem}") from None
     for key, value in config.items():
@@ -117,6 +119,18 @@ def _read_config(path: Path) -> dict[str, Any]:
                 "recipe's `base`"
             )
     return config
+
+
+def _check_patterns(path: Path, key: str, patterns: Any) -> None:
+    if not isinstance(patterns, dict):
+        raise CheckpointError(f"{path}: {key} {json.dumps(patterns)}; allowed is {{PATTERN OF MODULES: NUMBER, ...}}")
+    for pattern, value in patterns.items():
+        if not isinstance(value, int | float) or not value > 0:
+            raise CheckpointError(f"{path}: {key} has {value!r} for {pattern!r}; it is a number above 0")
+        try:
+            re.compile(_whole_or_end(pattern))
+        except (re.error, OverflowError, RecursionError) as problem:
+            raise CheckpointError(f"{path}: {key} has {pattern!r}, which is no regular expression: {problem}") from None
 
 
 def _split(path: Path, key: str) -> tuple[str, str]:
@@ -167,6 +181,10 @@ def _scale(path: Path, config: dict[str, Any], module: str, rank: int) -> float:
 def _by_pattern(patterns: dict[str, float] | None, module: str, default: float) -> float:
     """As PEFT matches: the whole module name, or its end after a dot; under its old name and under its new one."""
     for pattern, value in (patterns or {}).items():
-        if any(re.match(rf"(.*\.)?({pattern})$", name) for name in (module_name(module), module)):
+        if any(re.match(_whole_or_end(pattern), name) for name in (module_name(module), module)):
             return value
     return default
+
+
+def _whole_or_end(pattern: str) -> str:
+    return rf"(.*\.)?({pattern})$"

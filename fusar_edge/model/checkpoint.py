@@ -28,7 +28,7 @@ from fusar_edge.model.adapter import WEIGHTS as LORA_WEIGHTS
 from fusar_edge.model.hub import PREFIX
 from fusar_edge.model.network import FusarForConditionalGeneration, network_config
 from fusar_edge.model.tlm import FORMAT, VECTOR_SIZE
-from fusar_edge.model.weights import Weights, is_official, open_weights, own_weights
+from fusar_edge.model.weights import BASE, Weights, is_official, open_weights, own_weights
 from fusar_edge.recipes import recipe_path
 from fusar_edge.specs import ModelRecipe
 
@@ -131,18 +131,27 @@ def load_checkpoint(
 ) -> tuple[FusarForConditionalGeneration, Path, Manifest]:
     """(model in float32 and eval mode, path of its tokenizer.json, manifest) of any form that `open_weights` takes.
 
-    Without a recipe the folder's manifest says the base of an official form; what has no manifest needs one, and the
-    manifest that is returned for it says the stage `official` alone.
+    The manifest that is returned for what has none says the stage `official` alone.
     """
-    if recipe is not None:
-        weights = open_weights(checkpoint, recipe, sigma=sigma)
-    elif str(checkpoint).startswith(PREFIX) or not (Path(checkpoint) / FILENAME).is_file():
-        _refuse_without_recipe(checkpoint)
-    elif is_official(Path(checkpoint)):
-        weights = open_weights(checkpoint, _recipe_of(Path(checkpoint)), sigma=sigma)
-    else:
-        weights = own_weights(Path(checkpoint), None, sigma)
+    weights = checkpoint_weights(checkpoint, recipe, sigma=sigma)
     return model_from(weights), weights.tokenizer, weights.manifest or Manifest(stage=OFFICIAL)
+
+
+def checkpoint_weights(
+    checkpoint: str | Path, recipe: ModelRecipe | None = None, *, sigma: float | None = None
+) -> Weights:
+    """`open_weights` also without a recipe: then the folder's manifest says the base of an official form.
+
+    CheckpointError for what has no manifest and so needs a recipe.
+    """
+    folder = Path(checkpoint)
+    if recipe is not None:
+        return open_weights(checkpoint, recipe, sigma=sigma)
+    if str(checkpoint).startswith(PREFIX) or not (folder / FILENAME).is_file():
+        _refuse_without_recipe(checkpoint)
+    if is_official(folder):
+        return open_weights(folder, recipe_of(folder), sigma=sigma)
+    return own_weights(folder, None, sigma)
 
 
 def model_from(weights: Weights) -> FusarForConditionalGeneration:
@@ -156,7 +165,8 @@ def model_from(weights: Weights) -> FusarForConditionalGeneration:
     return model.eval()
 
 
-def _recipe_of(folder: Path) -> ModelRecipe:
+def recipe_of(folder: Path) -> ModelRecipe:
+    """That a folder of `fusar-edge train` was trained with."""
     manifest = read_manifest(folder, CheckpointError)
     try:
         return msgspec.toml.decode(manifest.recipe, type=ModelRecipe)
@@ -167,10 +177,13 @@ def _recipe_of(folder: Path) -> ModelRecipe:
 
 
 def _refuse_without_recipe(checkpoint: str | Path) -> NoReturn:
+    if checkpoint == BASE:  # a Path is a folder
+        raise CheckpointError(f"{BASE} is the published base of a recipe: give --recipe NAME, such as fusar-gpt-7b")
     if str(checkpoint).startswith(PREFIX) or is_official(Path(checkpoint)):
         raise CheckpointError(
-            f"{checkpoint} is of the official form and has no {FILENAME}, so nothing says its base: use it where a "
-            "recipe is given: fusar-edge export RECIPE --checkpoint, or fusar-edge train RECIPE --init"
+            f"{checkpoint} is of the official form and has no {FILENAME}, so nothing says its base: give --recipe NAME "
+            "(fusar-edge eval, anchors bake), or use fusar-edge export RECIPE --checkpoint, fusar-edge train RECIPE "
+            "--init"
         )
     raise CheckpointError(
         f"{checkpoint} has no {FILENAME}: it is not a folder that `fusar-edge train` wrote, or it is incomplete"

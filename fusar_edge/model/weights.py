@@ -2,7 +2,7 @@
 
 FOLDER                       that `fusar-edge train` wrote, or of the official form (adapter_config.json, ...)
 hub:OWNER/REPO[/SUB/FOLDER]  the official form on the Hugging Face hub
-base                         the recipe's published base alone, TLM the identity
+base                         the recipe's published base alone, TLM the identity; `./base` is a folder
 """
 
 from __future__ import annotations
@@ -153,8 +153,9 @@ def open_weights(checkpoint: str | Path, recipe: ModelRecipe, *, sigma: float | 
 
     `sigma`: of a legacy official folder, which does not say it (`--sigma`).
     """
-    if str(checkpoint) == BASE and recipe.base:
-        return _official(None, recipe, sigma)
+    if is_base(checkpoint, recipe):
+        _check_word(str(recipe.base))
+        return base_weights(recipe, sigma)
     folder = local_folder(checkpoint)
     if not folder.is_dir():
         raise CheckpointError(
@@ -164,6 +165,26 @@ def open_weights(checkpoint: str | Path, recipe: ModelRecipe, *, sigma: float | 
     if is_official(folder):
         return _official(folder, recipe, sigma)
     return own_weights(folder, recipe, sigma)
+
+
+def base_weights(recipe: ModelRecipe, sigma: float | None = None) -> Weights:
+    """Of the recipe's published base alone."""
+    return _official(None, recipe, sigma)
+
+
+def is_base(checkpoint: str | Path | None, recipe: ModelRecipe) -> bool:
+    """The word, as it was given: a Path is a folder, also that of `./base`, which has the word's letters."""
+    return isinstance(checkpoint, str) and checkpoint == BASE and recipe.base is not None
+
+
+def _check_word(published: str) -> None:
+    """CheckpointError where the word may be meant as a folder, unless that folder is the published base itself."""
+    folder = Path(BASE)
+    if folder.is_dir() and not (Path(published).is_dir() and folder.samefile(published)):
+        raise CheckpointError(
+            f"`{BASE}` means the recipe's published base, {published}, and {folder.absolute()} is a folder: give "
+            f"./{BASE} for the folder; for the published base rename the folder, or start in another one"
+        )
 
 
 def is_official(folder: Path) -> bool:

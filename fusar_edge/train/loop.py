@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
-from fusar_edge.train.processes import check_strategy, keep_float32_tables, processes, trained_weights
+from fusar_edge.train.processes import TIMEOUT, check_strategy, keep_float32_tables, processes, trained_weights
 
 Progress = Callable[[str, int, int], None]
 """What is going on, steps done, steps in all."""
@@ -160,6 +160,11 @@ def run_trainer(
     return figures
 
 
+def holds_training(work: Path) -> bool:
+    """Has a run below `work` come to its first checkpoint?"""
+    return any(last_checkpoint(path) or (path / DONE).is_file() for path in (work, *work.glob("*/")))
+
+
 def last_checkpoint(work: Path) -> Path | None:
     """The newest that is whole: its state is written last."""
     found = [path.parent for path in work.glob(f"checkpoint-*/{TRAINER_STATE_NAME}")]
@@ -190,6 +195,7 @@ def _arguments(work: Path, schedule: Schedule, bf16: bool) -> TrainingArguments:
         remove_unused_columns=False,
         dataloader_num_workers=0,
         dataloader_pin_memory=gpu,
+        ddp_timeout=round(TIMEOUT.total_seconds()),
         ddp_find_unused_parameters=False,  # every trained parameter takes part in every step
         report_to=[],
         disable_tqdm=True,

@@ -6,11 +6,13 @@ that fails ends the others, for that is what both launchers do.
 
 from __future__ import annotations
 
+import os
+from datetime import timedelta
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, InitProcessGroupKwargs
 from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
@@ -18,10 +20,18 @@ from transformers import Trainer
 
 from fusar_edge.errors import RecipeError
 
+TIMEOUT = timedelta(hours=24)
+"""How long a process waits for the others. The first decodes all images and writes the result; NCCL's own is 10 min."""
+
+_FSDP_1 = (
+    "FSDP 1 flattens frozen bfloat16 and trained float32 weights into one parameter, which it refuses: set "
+    "fsdp_version: 2 in Accelerate's configuration, as export/accelerate/fsdp.yaml does"
+)
+
 
 def processes() -> PartialState:
     """The launch; several processes talk over NCCL, without a GPU over gloo. The first call opens their group."""
-    return PartialState(cpu=not torch.cuda.is_available())
+    return PartialState(cpu=not torch.cuda.is_available(), **InitProcessGroupKwargs(timeout=TIMEOUT).to_kwargs())
 
 
 def sharded(model: nn.Module) -> bool:
@@ -30,15 +40,20 @@ def sharded(model: nn.Module) -> bool:
     return parts or processes().distributed_type == DistributedType.DEEPSPEED
 
 
+def check_launch() -> None:
+    """RecipeError for what the weights of stage 1 and 2 cannot be sharded with, by what the launcher has set."""
+    asked = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    unsharded = (DistributedType.NO, DistributedType.MULTI_CPU)  # for which Accelerate leaves FSDP out
+    if asked and os.environ.get("FSDP_VERSION", "1") != "2" and processes().distributed_type not in unsharded:
+        raise RecipeError(_FSDP_1)
+
+
 def check_strategy(trainer: Trainer) -> None:
-    """RecipeError for what the weights of stage 1 and 2 cannot be sharded with."""
+    """`check_launch` of what the Trainer made of it; sums gradients in float32."""
     if not trainer.is_fsdp_enabled:
         return
     if not trainer.accelerator.is_fsdp2:
-        raise RecipeError(
-            "FSDP 1 flattens frozen bfloat16 and trained float32 weights into one parameter, which it refuses: set "
-            "fsdp_version: 2 in Accelerate's configuration, as export/accelerate/fsdp.yaml does"
-        )
+        raise RecipeError(_FSDP_1)
     if trainer.args.bf16:  # Accelerate's own policy would sum gradients, and return losses, in bfloat16
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
         trainer.accelerator.state.fsdp_plugin.mixed_precision_policy = policy

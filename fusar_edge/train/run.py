@@ -25,14 +25,14 @@ from fusar_edge.manifest import (
 from fusar_edge.model import checkpoint
 from fusar_edge.model.hub import local_folder
 from fusar_edge.model.network import FusarForConditionalGeneration
-from fusar_edge.model.weights import BASE, open_weights
+from fusar_edge.model.weights import base_weights, is_base
 from fusar_edge.recipes import load_recipe
 from fusar_edge.specs import ModelRecipe
 from fusar_edge.train.base import train_base
 from fusar_edge.train.images import TrainingImage, load_images
-from fusar_edge.train.loop import Progress
+from fusar_edge.train.loop import Progress, holds_training
 from fusar_edge.train.parent import open_parent, parent_hashes, parent_lora
-from fusar_edge.train.processes import processes, sharded
+from fusar_edge.train.processes import check_launch, processes, sharded
 from fusar_edge.train.sft import train_sft
 
 Stage = Literal["base", "1", "2"]
@@ -50,7 +50,8 @@ class _Run:
     recipe_text: str
     stage: Stage
     data: tuple[tuple[Path, float], ...]
-    init: Path | None
+    init: str | Path | None
+    """As a string the word `base` alone: the recipe's published base."""
     scale: float = 1.0
     sigma: float | None = None
     processes: int = 1
@@ -105,15 +106,17 @@ def train(
     launch = processes()
     if stage == "base" and launch.num_processes > 1:
         raise RecipeError("the base stage trains a small model in one process: start it without a launcher")
+    check_launch()
     if not launch.is_main_process:
         log, progress = _unheard, None
-    init = None if init is None else local_folder(init)
+    init = init if init is None or is_base(init, recipe) else local_folder(init)
     given = tuple(weighted_manifest(d) for d in data)
     run = _Run(recipe_name, recipe, text, stage, given, init, scale, sigma, launch.num_processes)
     out = Path(out)
     check_output(out, force)
     model, tokenizer = _initial_model(run)
-    work = _work_folder(run, out, force) if launch.is_main_process else _work_path(out)
+    work = _work_path(out)
+    created = launch.is_main_process and _work_folder(run, out, force)
     try:
         with launch.main_process_first():
             sources = [(_images(run, path, work, progress), weight) for path, weight in run.data]
@@ -125,7 +128,7 @@ def train(
             model, tokenizer = _initial_model(run)
             peft, figures = _train_stage(run, model, tokenizer, sources, work, _unheard, None)
     except InputError:
-        if launch.is_main_process:
+        if created and not holds_training(work):  # what was trained is kept: the input may be back the next time
             shutil.rmtree(work)
         raise
     with output_folder(out, force=force) as folder:
@@ -152,7 +155,8 @@ def _work_path(out: Path) -> Path:
     return out.with_name(f"{out.name}.training")
 
 
-def _work_folder(run: _Run, out: Path, force: bool) -> Path:
+def _work_folder(run: _Run, out: Path, force: bool) -> bool:
+    """Make the folder of the run's state; False where it is there and the run goes on."""
     work = _work_path(out)
     identity = work / "run"
     if work.exists() and (not identity.is_file() or identity.read_text() != run.identity()):
@@ -162,9 +166,12 @@ def _work_folder(run: _Run, out: Path, force: bool) -> Path:
                 "give the same arguments to go on with it, another --out, or --force to start over"
             )
         shutil.rmtree(work)
-    work.mkdir(parents=True, exist_ok=True)
-    identity.write_text(run.identity())
-    return work
+    if work.exists():
+        return False
+    text = run.identity()
+    work.mkdir(parents=True)
+    identity.write_text(text)
+    return True
 
 
 def _initial_model(run: _Run) -> tuple[FusarForConditionalGeneration, Path]:
@@ -177,7 +184,7 @@ def _initial_model(run: _Run) -> tuple[FusarForConditionalGeneration, Path]:
         tokenizer = checkpoint.tokenizer_path(run.recipe, run.recipe_name)
         return checkpoint.new_model(run.recipe, tokenizer), tokenizer
     if run.stage == "1" and run.recipe.base:
-        weights = open_weights(BASE, run.recipe)
+        weights = base_weights(run.recipe)
         return checkpoint.model_from(weights).train(), weights.tokenizer
     raise CheckpointError(f"stage {run.stage} of {run.recipe_name} needs --init: the folder of the stage before it")
 

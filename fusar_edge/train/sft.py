@@ -17,8 +17,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from fusar_edge.errors import CheckpointError, DataError
-from fusar_edge.model.adapter import CONFIG, lora_modules
+from fusar_edge.errors import DataError
 from fusar_edge.model.network import FusarForConditionalGeneration
 from fusar_edge.specs import LoraSpec, SftStageSpec, TrainSpec
 from fusar_edge.train.images import TrainingImage, View
@@ -103,24 +102,14 @@ def language_lora(spec: LoraSpec) -> LoraConfig:
 
 
 def with_lora(model: FusarForConditionalGeneration, spec: LoraSpec, adapter: Path | None) -> PeftModel:
-    """A new LoRA, or the one in `adapter` taken out of the merged weights so that training goes on with it."""
+    """A new LoRA, or the one in `adapter` (`open_parent` has looked at it) taken out of the merged weights so that
+    training goes on with it."""
     if adapter is None:
         return get_peft_model(model, language_lora(spec))
     peft = PeftModel.from_pretrained(model, str(adapter), is_trainable=True)
-    loras = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
-    differ = lora_modules(adapter) ^ set(loras)
-    if differ:
-        raise CheckpointError(
-            f"{adapter}: target_modules of {CONFIG} and the weights beside it differ in {min(differ)}: PEFT cannot go "
-            "on with them; name in target_modules the modules that the file holds"
-        )
-    if any("patch_embed" in name for name in loras):
-        raise CheckpointError(
-            f"{adapter} has a LoRA of the patch embedding, which is folded for grey images and cannot be trained: "
-            "merge it with PEFT, and give the result as the recipe's `base`"
-        )
+    loras = [module for module in model.modules() if isinstance(module, LoraLayer)]
     with torch.no_grad():
-        for module in loras.values():
+        for module in loras:
             lora: Any = module
             lora.get_base_layer().weight -= lora.get_delta_weight("default")
     return peft

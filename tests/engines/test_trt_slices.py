@@ -123,7 +123,8 @@ def test_an_export_layer_by_layer_at_7b_width_builds_with_every_linear_in_int8(t
     linears = {f"vision.blocks.{block}.{name}" for block in (0, 1) for name in BLOCK}
     linears |= {"vision.merger.mlp.0", "vision.merger.mlp.2", "tlm.film_mlp.0", "tlm.film_mlp.2"}
     assert made[VISION].int8 == linears
-    linears = {f"decoder.layers.{layer}.{name}" for layer in (0, 1) for name in LAYER} | {"decoder.lm_head"}
+    linears = {f"decoder.layers.{layer}.{name}" for layer in (0, 1) for name in (*LAYER, "mlp.down_proj")}
+    linears |= {"decoder.lm_head"}
     assert made[DECODER].int8 == linears
     for name in (VISION, DECODER):
         assert stored_bytes(out / name).bytes_per_quantised_parameter <= 1.1

@@ -318,6 +318,26 @@ def test_another_base_is_refused_by_name(bundle: Path, tmp_path: Path, monkeypat
         path.write_bytes(held)
 
 
+def test_a_base_that_lies_elsewhere_is_given_and_compared(bundle: Path, tmp_path: Path) -> None:
+    base = files.ROOT / "base"
+    elsewhere = copied(base, tmp_path / "elsewhere")
+    base.rename(files.ROOT / "away")
+    try:
+        refused(bundle, files.second(), CheckpointError, r"is no folder: .*; here: --base FOLDER")
+        with pytest.raises(CheckpointError, match="--base nowhere is no folder"):
+            add_adapter(bundle, "other", files.second(), base="nowhere")
+        add_adapter(bundle, "given", files.second(), base=elsewhere)
+        held = (elsewhere / "model.safetensors").read_bytes()
+        (elsewhere / "model.safetensors").write_bytes(held[:-4] + b"\x00\x00\x00\x00")
+        with pytest.raises(CheckpointError, match=r"model\.safetensors of its base is not that of"):
+            add_adapter(bundle, "other", files.second(), base=elsewhere)
+    finally:
+        (files.ROOT / "away").rename(base)
+    add_adapter(bundle, "found", files.second())
+    assert (bundle / data_name("given")).read_bytes() == (bundle / data_name("found")).read_bytes()
+    assert read_record(bundle, "given").recipe == read_record(bundle, "ships").recipe
+
+
 def test_another_tokenizer_is_refused_by_name(bundle: Path, tmp_path: Path) -> None:
     other = copied(files.second(), tmp_path / "other")
     (other / "tokenizer.json").write_text(files.TOKENIZER.read_text() + " ")

@@ -5,15 +5,18 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import adapter_files as files
 import numpy as np
 import pytest
 import torch
 from small_model import random_model
 from small_table import SPACING_M, smooth_codes, write_table
+from typer.testing import CliRunner
 
 from fusar_edge.anchors.codes import codes_from_vectors, valid_from_codes, vectors_from_codes
 from fusar_edge.anchors.table import AnchorTable
 from fusar_edge.anchors.verify import verify_table
+from fusar_edge.cli import app
 from fusar_edge.errors import AnchorError, CheckpointError, GateError, InputError, OutputExistsError
 from fusar_edge.export.baking import places
 from fusar_edge.export.baking.bake import bake_table, open_baked
@@ -32,6 +35,8 @@ from fusar_edge.manifest import read_manifest, sha256_file, verify_files
 from fusar_edge.model.checkpoint import save_model
 from fusar_edge.model.network import FusarForConditionalGeneration
 from fusar_edge.model.tlm import BakedModulation
+from fusar_edge.model.weights import open_weights
+from fusar_edge.recipes import load_recipe
 from fusar_edge.specs import ModelRecipe
 
 Model = FusarForConditionalGeneration
@@ -118,6 +123,27 @@ def test_the_manifest_says_what_was_baked_from_what_and_how_well(
     assert figures["error"]["tokens"]["vs_constant"] < 0.05
     assert figures["visual_tokens"]["cosine"] > 0.999
     assert figures["held_out_cells"] > 500
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_the_tlm_of_an_official_checkpoint_is_baked_with_a_recipe(
+    table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    legacy = files.adapter(tmp_path / "legacy", legacy=True)
+    recipe = str(tmp_path / "legacy.toml")
+    Path(recipe).write_text(files.recipe_file().read_text().replace("image_size = 140", "image_size = 504"))
+    with pytest.raises(CheckpointError, match="give --recipe NAME"):
+        bake_table(table, legacy, tmp_path / "out")
+    with pytest.raises(CheckpointError, match="--sigma"):
+        bake_table(table, legacy, tmp_path / "out", recipe=recipe)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(tmp_path))
+    given = ["--checkpoint", "hub:owner/repository/legacy", "--recipe", recipe, "--sigma", "2", "--max-error", "0.5"]
+    done = CliRunner().invoke(app, ["anchors", "bake", str(table), *given, "--out", str(tmp_path / "baked")])
+    assert done.exit_code == 0, done.output
+    manifest = read_manifest(tmp_path / "baked")
+    weights = open_weights(legacy, load_recipe("export", recipe, ModelRecipe)[0], sigma=2.0)
+    assert manifest.settings["tlm_sha256"] == tlm_sha256(weights.tlm_state())
+    assert weights.hashes().items() <= manifest.inputs.items()
 
 
 def test_two_bakes_give_the_same_bytes(table: Path, baked: Path, checkpoint: Path, tmp_path: Path) -> None:

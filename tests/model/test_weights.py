@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -308,6 +309,15 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "a setting of a later PEFT": (_said(use_new_thing=1), r"use_new_thing = 1"),
     "IA3": (_said(peft_type="IA3"), r"peft_type 'IA3'; allowed is 'LORA'"),
     "no rank": (_said(r=None), r"r None; it is a number"),
+    "a pattern of ranks that is no regular expression": (
+        _said(rank_pattern={"q_proj(": 4}),
+        r"adapter_config.json: rank_pattern has 'q_proj\(', which is no regular expression: missing \)",
+    ),
+    "a list of alphas": (_said(alpha_pattern=["q_proj"]), r'adapter_config.json: alpha_pattern \["q_proj"\]; allowed'),
+    "an alpha that is no number": (
+        _said(alpha_pattern={"q_proj": "8"}),
+        r"alpha_pattern has .8. for \S+; it is a",
+    ),
     "a configuration that is no JSON": (
         lambda f: (f / "adapter_config.json").write_text("{") and None,
         r"no PEFT configuration",
@@ -460,6 +470,21 @@ def test_a_checkpoint_of_another_recipe_is_refused(own: Path) -> None:
         open_weights(own, other)
     with pytest.raises(CheckpointError, match="image_size 140, the recipe small says 168"):
         open_weights(own, msgspec.structs.replace(recipe, image_size=168))
+
+
+def test_the_word_base_is_not_a_folder_of_that_name(
+    base: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = recipe_on(base)
+    copied(adapter, tmp_path / "base")
+    for folder in ("./base", Path("base")):
+        assert open_weights(folder, recipe).adapter == Path("base")
+    with pytest.raises(CheckpointError, match=r"means the recipe's published base.*give \./base for the folder"):
+        open_weights("base", recipe)
+    shutil.rmtree("base")
+    copied(base, tmp_path / "base")
+    assert open_weights("base", recipe_on("base")).adapter is None  # the published base itself
 
 
 def test_what_is_no_checkpoint_is_refused_with_the_forms(base: Path, adapter: Path, tmp_path: Path) -> None:

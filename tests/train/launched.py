@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -96,6 +97,8 @@ def run_job(job: Job) -> None:
 
 class _Shell:
     """`shutil` of one module, with another rmtree."""
+
+    copyfile = staticmethod(shutil.copyfile)
 
     def __init__(self, rmtree: Any) -> None:
         self.rmtree = rmtree

@@ -76,7 +76,7 @@ FILM_SHAPES = {"0.weight": (256, 64), "0.bias": (256,), "2.weight": (128, 256), 
 def test_the_folder_of_a_stage_is_the_official_form(work: Path, stage1: Path) -> None:
     assert {p.name for p in stage1.iterdir()} - {"README.md"} == {
         "adapter_config.json", "adapter_model.safetensors", "vec64_film.pt", "tlm_config.json", "tokenizer.json",
-        "manifest.json",
+        "manifest.json", "log",
     }  # fmt: skip
     expected = {}
     for layer in range(2):
@@ -152,7 +152,7 @@ def test_without_a_recipe_an_official_checkpoint_is_refused_with_the_verb_for_it
     adapter = adapter_for(work, tmp_path / "adapter")
     for target in (adapter, "hub:kkcyy/FUSAR-GPT/stage2/detection"):
         for load in (load_checkpoint, lambda given: open_session(str(given))):
-            with pytest.raises(CheckpointError, match=r"nothing says its base.*fusar-edge export RECIPE --checkpoint"):
+            with pytest.raises(CheckpointError, match=r"nothing says its base: give --recipe NAME"):
                 load(target)
     with pytest.raises(CheckpointError, match="is not a folder that `fusar-edge train` wrote"):
         load_checkpoint(tmp_path)
@@ -238,14 +238,35 @@ def test_a_stage_without_a_lora_saves_tlm_alone_and_stage_2_begins_one(work: Pat
     assert (two / "adapter_model.safetensors").is_file()
 
 
-def test_a_configuration_that_names_other_modules_than_the_file_is_not_trained_on(work: Path, tmp_path: Path) -> None:
+def test_init_tells_the_word_base_from_a_folder_of_that_name(
+    work: Path, stage1: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(stage1, "base")
+    out = trained(work, "1", tmp_path / "folder", init="./base", scale=0.01)
+    assert read_manifest(out).inputs["parent"] == sha256_file(stage1 / "manifest.json")
+    trained(work, "1", tmp_path / "none", scale=0.01)  # without --init nothing is asked of the folder
+    with pytest.raises(CheckpointError, match=r"give \./base for the folder"):
+        trained(work, "1", tmp_path / "word", init="base")
+    shutil.rmtree("base")
+    out = trained(work, "1", tmp_path / "word", init="base", scale=0.01)
+    assert not any(name.startswith("parent") for name in read_manifest(out).inputs)
+
+
+def test_a_configuration_that_names_other_modules_than_the_file_is_not_trained_on(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     adapter = adapter_for(work, tmp_path / "adapter", target_modules=["q_proj", "v_proj"])
     rewrite_json(adapter / "adapter_config.json", target_modules=["q_proj"])
+    monkeypatch.setattr("fusar_edge.train.run.checkpoint.model_from", None)  # refused before the weights are read
     with pytest.raises(CheckpointError, match=r"differ in model.language_model.layers.0.self_attn.v_proj"):
         trained(work, "2", tmp_path / "out", init=adapter)
     conv = adapter_for(work, tmp_path / "conv", target_modules=["q_proj", "patch_embed.proj"])
     with pytest.raises(CheckpointError, match="patch embedding"):
         trained(work, "2", tmp_path / "out", init=conv)
+    rewrite_json(adapter / "adapter_config.json", target_modules="q_proj(")
+    with pytest.raises(CheckpointError, match=r"adapter_config.json is not of this model, PEFT says"):
+        trained(work, "2", tmp_path / "out", init=adapter)
     assert not (tmp_path / "out.training").exists()
 
 

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import msgspec
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.commands import launch as accelerate_launch
-from accelerate.utils import DeepSpeedPlugin
+from accelerate.utils import DeepSpeedPlugin, DistributedType
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 from launched import FSDP, Job, launch, losses, run_job
 from safetensors.torch import load_file
@@ -28,6 +29,8 @@ from fusar_edge.manifest import read_manifest
 from fusar_edge.model.checkpoint import load_checkpoint
 from fusar_edge.recipes import load_recipe, shelf_folder
 from fusar_edge.specs import ModelRecipe
+from fusar_edge.train import processes
+from fusar_edge.train.loop import Schedule, _arguments
 from fusar_edge.train.run import train
 from fusar_edge.train.sft import SftData
 
@@ -114,6 +117,30 @@ def test_the_base_stage_refuses_several_processes(
     monkeypatch.setattr("fusar_edge.train.run.processes", Two)
     with pytest.raises(RecipeError, match="one process"):
         train(str(folder / "small-official.toml"), "base", [], tmp_path / "out")
+
+
+def test_fsdp_1_is_refused_before_anything_is_made(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Two:
+        num_processes, is_main_process, distributed_type = 2, True, DistributedType.MULTI_GPU
+
+    for module in ("run", "processes"):
+        monkeypatch.setattr(f"fusar_edge.train.{module}.processes", Two)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    data = [str(folder / "sim" / "triplets.jsonl")]
+    with pytest.raises(RecipeError, match="fsdp_version: 2"):
+        train(str(folder / "small-official.toml"), "1", data, tmp_path / "out", init=folder / "base")
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    processes.check_launch()
+
+
+def test_processes_wait_a_day_for_one_another(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(processes, "PartialState", lambda **given: given)
+    assert processes.processes()["timeout"] == timedelta(hours=24)
+    schedule = Schedule(1, 1, 1e-4, warmup=0, decay=0, scheduler="cosine", seed=0)
+    assert _arguments(tmp_path, schedule, bf16=False).ddp_timeout_delta == timedelta(hours=24)
 
 
 # Slow ---------------------------------------------------------------------------------------------------------------

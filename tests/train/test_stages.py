@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,62 @@ def test_a_stage_that_was_killed_goes_on_to_the_same_weights(
     monkeypatch.setattr(SftModel, "forward", real)
     train(recipe, stage, data, tmp_path / "again", init=trained / init, log=lambda _: None)
     assert changed(trained / f"stage{stage}-official", tmp_path / "again") == set()
+
+
+@pytest.mark.parametrize("problem", [DataError, RecipeError])
+def test_an_unfinished_run_survives_an_input_that_is_refused(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, problem: type[Exception]
+) -> None:
+    recipe, scenes = str(trained / "small-official.toml"), tmp_path / "sim"
+    shutil.copytree(trained / "sim", scenes)
+    data, real, seen = [str(scenes / "triplets.jsonl")], SftModel.forward, [0]
+
+    def killed(self: SftModel, **batch: Any) -> dict[str, torch.Tensor]:
+        seen[0] += 1
+        if seen[0] == 2:
+            raise KeyboardInterrupt
+        return real(self, **batch)
+
+    def go() -> None:
+        train(recipe, "1", data, tmp_path / "again", init=trained / "base", log=lambda _: None)
+
+    def refuse(_: Any) -> None:
+        raise RecipeError("another strategy")
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(SftModel, "forward", killed)
+        go()
+    kept = sorted((tmp_path / "again.training").glob("stage1/checkpoint-1/*"))
+    assert kept
+    with monkeypatch.context() as patch, pytest.raises(problem):
+        if problem is RecipeError:
+            patch.setattr("fusar_edge.train.loop.check_strategy", refuse)
+        else:
+            scenes.rename(tmp_path / "unmounted")
+            scenes.mkdir()
+            shutil.copyfile(tmp_path / "unmounted" / "triplets.jsonl", data[0])
+        go()
+    assert sorted((tmp_path / "again.training").glob("stage1/checkpoint-1/*")) == kept
+    if problem is DataError:
+        shutil.rmtree(scenes)
+        (tmp_path / "unmounted").rename(scenes)
+    go()
+    assert changed(trained / "stage1-official", tmp_path / "again") == set()
+
+
+def test_what_was_trained_survives_an_error_of_the_run_that_began_it(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: Any) -> bool:
+        raise CheckpointError("the parent is gone")
+
+    monkeypatch.setattr("fusar_edge.train.run.sharded", refuse)
+    data = [str(trained / "sim" / "triplets.jsonl")]
+    with pytest.raises(CheckpointError, match="is gone"):
+        train(
+            str(trained / "small-official.toml"), "1", data, tmp_path / "out", init=trained / "base", log=lambda _: None
+        )
+    assert (tmp_path / "out.training" / "stage1" / "done.json").is_file()
 
 
 def test_an_unfinished_run_of_other_data_is_not_taken_up(trained: Path, tmp_path: Path) -> None:

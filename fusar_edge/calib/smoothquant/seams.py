@@ -22,6 +22,9 @@ from torch import Tensor, nn
 from fusar_edge.model.adapted import AdaptedLinear
 from fusar_edge.model.network import FusarForConditionalGeneration
 
+SEAMLESS = ("vision.patch_embed", "vision.merger.mlp.2", "tlm.*")
+"""Patterns of the layers without a seam."""
+
 
 @dataclass(frozen=True)
 class Maker:

@@ -43,8 +43,10 @@ from fusar_edge.manifest import (
     sha256_file,
     write_manifest,
 )
-from fusar_edge.model.checkpoint import load_checkpoint
+from fusar_edge.model.checkpoint import checkpoint_weights, model_from
 from fusar_edge.model.network import FusarForConditionalGeneration
+from fusar_edge.recipes import load_recipe
+from fusar_edge.specs import ModelRecipe
 
 RANK = 32
 MAX_ERROR = 0.05
@@ -70,25 +72,31 @@ class Baked:
 
 def bake_table(
     table: Path,
-    checkpoint: Path,
+    checkpoint: str | Path,
     out: Path,
     *,
     rank: int | None = None,
     max_error: float = MAX_ERROR,
     like: Path | None = None,
+    recipe: str | None = None,
+    sigma: float | None = None,
     force: bool = False,
     progress: Progress = lambda done, total, text: None,
 ) -> Manifest:
     """Write the baked table `out`: the cells, years and zones of `table`, `rank` int8 coefficients in each.
 
     The basis is fitted on a part of the places and measured on others; with `like`, the basis of a table that was baked
-    before is used, and measured, so that one engine serves both tables. AnchorError, InputError and CheckpointError for
-    what cannot be baked; GateError where the error is above `max_error`. All of them leave no output.
+    before is used, and measured, so that one engine serves both tables. `recipe`: a model recipe, which a checkpoint
+    needs that has no manifest to say its base; `sigma`: of a legacy official one. AnchorError, InputError,
+    RecipeError and CheckpointError for what cannot be baked; GateError where the error is above `max_error`. All of
+    them leave no output.
     """
     check_output(out, force)
     source = _open_codes(table)
     given = _check_request(source, rank, max_error, like)
-    model, _, _ = load_checkpoint(checkpoint)
+    of = None if recipe is None else load_recipe("export", recipe, ModelRecipe)[0]
+    weights = checkpoint_weights(checkpoint, of, sigma=sigma)
+    model = model_from(weights)
     mlp = model.tlm.film_mlp
     places = read_places(
         source, fitting=given is None, progress=lambda done, total: progress(done, total, "reading places")
@@ -102,7 +110,7 @@ def bake_table(
     with output_folder(out, force=force) as folder:
         _write_codes(source, projector, folder, progress)  # clears the folder
         basis.save(folder / FILENAME)
-        manifest = _manifest(source, checkpoint, folder, basis, tlm_sha256(mlp.state_dict()), figures)
+        manifest = _manifest(source, weights.hashes(), folder, basis, tlm_sha256(mlp.state_dict()), figures)
         write_manifest(folder, manifest)
     return manifest
 
@@ -138,14 +146,14 @@ def _check_request(source: AnchorTable, rank: int | None, max_error: float, like
     return None if like is None else open_baked(like)
 
 
-def _fitted(model: FusarForConditionalGeneration, places: Places, rank: int, checkpoint: Path) -> Fit:
+def _fitted(model: FusarForConditionalGeneration, places: Places, rank: int, checkpoint: str | Path) -> Fit:
     width = 2 * model.tlm.channels
     if rank > width:
         raise InputError(f"rank is {rank}: {checkpoint} gives {width} values for each place; ask for fewer")
     return fit_directions(model.tlm.film_mlp, places.fit, token_weight(model), rank)
 
 
-def _basis_of_same_tlm(given: Baked | None, found: str, checkpoint: Path) -> Basis:
+def _basis_of_same_tlm(given: Baked | None, found: str, checkpoint: str | Path) -> Basis:
     assert given is not None
     if given.tlm_sha256 != found:
         raise InputError(f"--like was baked from another TLM than that of {checkpoint}; give its own checkpoint")
@@ -213,13 +221,12 @@ def _cells(zone: Zone, spacing_m: int) -> Cells:
 
 
 def _manifest(
-    source: AnchorTable, checkpoint: Path, folder: Path, basis: Basis, tlm: str, figures: dict[str, Any]
+    source: AnchorTable, weights: dict[str, str], folder: Path, basis: Basis, tlm: str, figures: dict[str, Any]
 ) -> Manifest:
-    weights = sorted(p for p in checkpoint.iterdir() if p.suffix in (".safetensors", ".json", ".pt"))
     return Manifest(
         stage="anchors",
         inputs={"table/manifest.json": sha256_file(source.path / MANIFEST)}
-        | {f"checkpoint/{path.name}": sha256_file(path) for path in weights}
+        | weights
         | {f"source/{name}": value for name, value in source.manifest.inputs.items()},
         files=folder_hashes(folder),
         figures=source.manifest.figures | {"baked": figures},

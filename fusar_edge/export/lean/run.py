@@ -19,6 +19,7 @@ from fusar_edge.calib.graphs import LISTING, GraphFolder
 from fusar_edge.calib.measured import check_layers
 from fusar_edge.calib.products.summary import int8_summary
 from fusar_edge.calib.qdq import Linear, kept_layers, linears
+from fusar_edge.calib.smoothquant.seams import SEAMLESS
 from fusar_edge.calib.tiles.choice import CalibrationSet, choose
 from fusar_edge.calib.tiles.listing import data_hashes, listing, write_listing
 from fusar_edge.calib.tiles.samples import SampleReader, sample_files
@@ -78,13 +79,15 @@ def export_lean(
     say("hashing the checkpoint")
     inputs = weights.hashes(bar)
     with unfinished(out) as work:
+        check_output(out, force)  # another process may have finished it
         chosen = None if wanted is None else _chosen(wanted, bar)
         plan = _plan(inputs, text, wanted, chosen, baked, branch)
         if work.take_up(plan, force):
             say(f"going on after {len(work.lines)} layers")
         samples = 0 if chosen is None else len(chosen.tiles) + len(chosen.held_out)
         adapter = AdapterFile(work.folder, branch, inputs, text) if branch else None
-        check_room(work.root, weights, samples, int8=wanted is not None, beside=adapter.bytes if adapter else 0)
+        keep = None if wanted is None else wanted.recipe.keep
+        check_room(work.root, weights, samples, keep, beside=adapter.bytes if adapter else 0)
         shutil.copyfile(weights.tokenizer, work.folder / TOKENIZER)
         say("tracing the graphs without weights")
         layers = Layers(weights, baked.basis if baked else None, branch)
@@ -115,7 +118,7 @@ def export_lean(
                 manifest = _calibrated(walk, facts, inputs, wanted, chosen, baked, work)
         manifest.files = folder_hashes(work.folder)
         write_manifest(work.folder, manifest)
-        work.publish(out)
+        work.publish(out, force)
     return out
 
 
@@ -158,9 +161,13 @@ def _int8(
     recipe, every = wanted.recipe, [layer for layers in found.values() for layer in layers]
     baked = facts["anchors"]["form"] == "baked"
     check_layers(every, recipe, "the model", baked=baked)
+    smoothable = [layer.name for layer in every if not any(fnmatchcase(layer.name, p) for p in SEAMLESS)]
     for pattern in recipe.smooth.linears if recipe.smooth else ():
-        if not any(fnmatchcase(layer.name, pattern) for layer in every):
-            raise RecipeError(f"recipe {recipe.name}: [smooth] linears: {pattern!r} names no linear of the model")
+        if not any(fnmatchcase(name, pattern) for name in smoothable):
+            raise RecipeError(
+                f"recipe {recipe.name}: [smooth] linears: {pattern!r} names no linear that can be smoothed; there are: "
+                f"{', '.join(sorted({name.rpartition('.')[2] for name in smoothable}))} (layer names as in the graphs)"
+            )
     kept: dict[str, str] = {}
     for name, layers in found.items():
         kept |= kept_layers(layers, recipe.keep, name)

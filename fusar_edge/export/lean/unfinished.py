@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
@@ -15,13 +16,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from fusar_edge.errors import OutputExistsError
+from fusar_edge.errors import EdgeError, GateError, InputError, OutputExistsError
 from fusar_edge.export.lean.data_file import Entry
+from fusar_edge.manifest import check_output
 
 Values = dict[str, npt.NDArray[Any]]
 
@@ -45,23 +48,24 @@ class Unfinished:
         self.values: Values = {}
 
     def take_up(self, plan: dict[str, Any], force: bool) -> bool:
-        """Begin, or go on where the same plan was stopped: True. OutputExistsError for the remains of another."""
+        """Begin, or go on where the same plan was stopped: True. OutputExistsError for the remains of another.
+
+        Remains that are not whole (a file that was cut or removed by others) are begun anew.
+        """
         path = self.root / "plan.json"
         wanted = msgspec.json.encode(plan, order="deterministic")
         found = path.read_bytes() if path.is_file() else None
-        if found == wanted:
-            self._read()
+        if found == wanted and self._read():
             return bool(self.lines)
-        if found is not None and not force:
-            begun = msgspec.json.decode(found)
-            differs = [name for name in plan if begun.get(name) != msgspec.to_builtins(plan[name])]
+        if found not in (None, wanted) and not force:
             raise OutputExistsError(
-                f"{self.root} holds an unfinished export with other {', '.join(differs) or 'settings'}: give the same "
-                "arguments to go on with it, another --out, or --force to begin anew"
+                f"{self.root} holds an unfinished export with other {_differing(found, plan)}: give the same arguments "
+                "to go on with it, another --out, or --force to begin anew"
             )
         self.clear()
         self.folder.mkdir(parents=True)
-        path.write_bytes(wanted)
+        path.with_suffix(".tmp").write_bytes(wanted)
+        path.with_suffix(".tmp").rename(path)
         return False
 
     def done(self, name: str) -> Line | None:
@@ -89,12 +93,17 @@ class Unfinished:
         self.values = values
 
     def clear(self) -> None:
+        """The plan first: without it nothing is gone on with."""
+        self.lines, self.values = [], {}
+        (self.root / "plan.json").unlink(missing_ok=True)
         for path in self.root.iterdir():
             if path.name != "lock":
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
-    def publish(self, out: Path) -> None:
-        """The folder becomes OUT, and the rest goes."""
+    def publish(self, out: Path, force: bool) -> None:
+        """The folder becomes OUT, and the rest goes. OutputExistsError where OUT came to be meanwhile."""
+        check_output(out, force)
+        (self.root / "plan.json").unlink()
         if out.exists():
             shutil.rmtree(out) if out.is_dir() else out.unlink()
         self.folder.rename(out)
@@ -103,10 +112,10 @@ class Unfinished:
     def _values(self, number: int) -> Path:
         return self.root / f"values-{number}.npz"
 
-    def _read(self) -> None:
-        """Lines that were written whole and whose values are there; a torn last line was never finished."""
+    def _read(self) -> bool:
+        """Lines that were written whole: a torn last line was never finished. False where what they tell of is gone."""
         path = self.root / "journal.jsonl"
-        kept = b""
+        self.lines, whole = [], 0
         for raw in path.read_bytes().splitlines(keepends=True) if path.is_file() else []:
             try:
                 line = msgspec.json.decode(raw, type=Line)
@@ -115,17 +124,42 @@ class Unfinished:
             if not raw.endswith(b"\n"):
                 break
             self.lines.append(line)
-            kept += raw
-        if path.is_file():
-            path.write_bytes(kept)
+            whole += len(raw)
+        if not self.folder.is_dir() or not all(
+            map(self._holds, {name for line in self.lines for name in line.tensors})
+        ):
+            return False
         if self.lines:
-            with np.load(self._values(len(self.lines))) as stored:
-                self.values = dict(stored)
+            try:
+                with np.load(self._values(len(self.lines))) as stored:
+                    self.values = dict(stored)
+            except (OSError, ValueError, BadZipFile):
+                return False
+        if path.is_file() and path.stat().st_size > whole:
+            os.truncate(path, whole)
+        return True
+
+    def _holds(self, graph: str) -> bool:
+        """The data file is as long as the tensors in it need."""
+        path = self.folder / f"{graph}.data"
+        ends = [entry.offset + entry.length for entry in self.entries(graph).values()]
+        return path.is_file() and path.stat().st_size >= max(ends, default=0)
+
+
+def _differing(begun: bytes | None, plan: dict[str, Any]) -> str:
+    try:
+        other = msgspec.json.decode(begun or b"{}")
+    except msgspec.MsgspecError:
+        return "settings"
+    return ", ".join(n for n in plan if other.get(n) != msgspec.to_builtins(plan[n])) or "settings"
 
 
 @contextmanager
 def unfinished(out: Path) -> Iterator[Unfinished]:
-    """Hold the folder beside `out`. OutputExistsError where another process holds it."""
+    """Hold the folder beside `out`. OutputExistsError where another process holds it.
+
+    After an error that would come again, and where no layer is done, nothing is left.
+    """
     found = Unfinished(out)
     found.root.mkdir(parents=True, exist_ok=True)
     with open(found.root / "lock", "w") as lock:
@@ -136,7 +170,20 @@ def unfinished(out: Path) -> Iterator[Unfinished]:
                 f"{out} is being exported by another process ({found.root} is locked): wait for it, or give "
                 "another --out"
             ) from None
-        yield found
+        try:
+            yield found
+        except EdgeError as problem:
+            # What is refused is refused again: nothing to go on with.
+            if isinstance(problem, GateError) or not found.lines:
+                shutil.rmtree(found.root)
+            raise
+        except OSError as problem:
+            if problem.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise InputError(
+                f"{found.root} cannot be written ({problem.strerror}): make room and give the same command again; "
+                f"{len(found.lines)} layers are done"
+            ) from None
 
 
 def flattened(groups: Mapping[str, Mapping[str, npt.NDArray[Any]]]) -> Values:

@@ -219,7 +219,7 @@ class Walk:
             )
         if name == TLM:  # what is too far off is told before the decoder is begun
             figures = vision_figures(facts["vision_int8"]) | {"images": len(self.int8.held_out)}
-            check_figures(figures, self.int8.recipe, "the vision graph")
+            check_figures(figures, self.int8.recipe, "the vision graph", "[keep] keeps layers in float")
         return facts, out
 
     def _keep_folds(self, name: str, layer: Layer) -> None:

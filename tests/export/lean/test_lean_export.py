@@ -140,10 +140,7 @@ def test_int8_that_is_too_far_off_is_told_before_the_decoder_is_begun(work: Path
     recipe.write_text(tiny_graphs.RECIPE.replace("vision_cosine = 0.99", "vision_cosine = 1.0"))
     with pytest.raises(GateError, match=r"the vision graph: INT8 visual tokens have cosine 0\.\d+ .* asks for 1\.0"):
         export_model("fusar-tiny", work / "checkpoint", tmp_path / "out", int8=str(recipe), data=[tiny_graphs.tiles()])
-    assert not (tmp_path / "out").exists()
-    journal = (tmp_path / ".out.exporting" / "journal.jsonl").read_text()
-    assert '"vision.merger"' in journal
-    assert "decoder" not in [line[9:16] for line in journal.splitlines()]
+    assert not list(tmp_path.glob("*out*"))
 
 
 @pytest.mark.parametrize(
