@@ -1,7 +1,7 @@
 """Equality at the width of Qwen2.5-VL-7B: both graphs in PyTorch and ONNX Runtime against Hugging Face, TLM against
 NumPy. What the slices are: full_width.py.
 
-Slow (7 minutes on two cores, 6.5 GB): `pytest -m slow tests/export/test_full_width.py`; `-s` shows the figures.
+Slow (some 10 minutes on two cores, 6.6 GB): `pytest -m slow tests/export/test_full_width.py`; `-s` shows the figures.
 """
 
 from __future__ import annotations
